@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+// The uhmm_malloc family, on public calls. Small blocks come from the standard library's pool resource over managed
+// regions; large ones are mappings of their own, which can be freed without bringing anything back. Locks here are taken
+// by threads of the program only: the runtime's threads never allocate.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cerrno>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory_resource>
+#include <mutex>
+#include <new>
+
+#include "runtime/base/status.hpp"
+#include "runtime/base/types.hpp"
+#include "uhmm/uhmm.h"
+
+namespace uhmm::alloc {
+namespace {
+
+constexpr std::size_t kLarge = std::size_t{128} << 10;
+constexpr std::size_t kAlignment = 16;
+constexpr std::uint64_t kMagic = 0x75686d6d616c6c6f;
+
+std::byte* map_pages(std::size_t bytes, std::size_t alignment) {
+  const std::size_t extra = alignment > kPageBytes ? alignment : 0;
+  void* memory = mmap(nullptr, bytes + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  auto* start = static_cast<std::byte*>(memory);
+  if (extra == 0) return start;
+  const auto address = reinterpret_cast<std::uintptr_t>(start);
+  const std::size_t skip = (alignment - address % alignment) % alignment;
+  if (skip != 0) munmap(start, skip);
+  if (extra != skip) munmap(start + skip + bytes, extra - skip);
+  return start + skip;
+}
+
+// Regions and large blocks by address, outside managed memory: looking a pointer up never touches the block.
+struct Extent {
+  std::size_t bytes = 0;
+  std::size_t usable = 0;  // of a large block; 0 marks a region of small ones
+};
+
+class Regions : public std::pmr::memory_resource {
+ public:
+  void* do_allocate(std::size_t bytes, std::size_t alignment) override;
+  void do_deallocate(void* pointer, std::size_t bytes, std::size_t alignment) override;
+  bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+};
+
+class Allocator {
+ public:
+  void* allocate(std::size_t size, std::size_t alignment, bool zeroed);
+  bool free(void* pointer);
+  std::size_t usable_size(const void* pointer);
+  void remember(void* start, Extent extent) {
+    const std::scoped_lock lock(mutex_);
+    extents_[reinterpret_cast<std::uintptr_t>(start)] = extent;
+  }
+  void forget(void* start) {
+    const std::scoped_lock lock(mutex_);
+    extents_.erase(reinterpret_cast<std::uintptr_t>(start));
+  }
+
+ private:
+  // In front of every small block.
+  struct alignas(kAlignment) Header {
+    std::uint64_t check;   // kMagic ^ address of the block
+    std::uint32_t offset;  // from the pool's block to ours
+    std::uint32_t bytes;   // of the pool's block
+  };
+  static_assert(sizeof(Header) == kAlignment);
+  enum class Kind { Foreign, Small, Large };
+  Kind find(const void* pointer, std::uintptr_t* start, Extent* extent);
+  void* allocate_large(std::size_t size, std::size_t alignment);
+  static Header* header_of(const void* pointer) {
+    return reinterpret_cast<Header*>(reinterpret_cast<std::uintptr_t>(pointer) - sizeof(Header));
+  }
+
+  std::mutex mutex_;
+  std::map<std::uintptr_t, Extent> extents_;
+  Regions regions_;
+  std::pmr::synchronized_pool_resource pool_{std::pmr::pool_options{0, kLarge * 2}, &regions_};
+};
+
+Allocator& instance() {
+  // Never destroyed: blocks outlive every static destructor.
+  alignas(Allocator) static std::byte memory[sizeof(Allocator)];
+  static auto* allocator = new (memory) Allocator;
+  return *allocator;
+}
+
+void* Regions::do_allocate(std::size_t bytes, std::size_t alignment) {
+  const std::size_t rounded = (bytes + kPageBytes - 1) & ~(kPageBytes - 1);
+  std::byte* memory = map_pages(rounded, alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  if (uhmm_register(memory, rounded) != UHMM_OK) {
+    munmap(memory, rounded);
+    throw std::bad_alloc();
+  }
+  instance().remember(memory, {rounded, 0});
+  return memory;
+}
+
+void Regions::do_deallocate(void* pointer, std::size_t bytes, std::size_t) {
+  const std::size_t rounded = (bytes + kPageBytes - 1) & ~(kPageBytes - 1);
+  instance().forget(pointer);
+  (void)uhmm_unregister(pointer);
+  munmap(pointer, rounded);
+}
+
+void* Allocator::allocate_large(std::size_t size, std::size_t alignment) {
+  const std::size_t rounded = (size + kPageBytes - 1) & ~(kPageBytes - 1);
+  if (rounded < size) return nullptr;
+  std::byte* memory = map_pages(rounded, std::max(alignment, kPageBytes));
+  if (memory == nullptr) {
+    (void)fail(UHMM_ERR_NO_MEMORY, "mmap of %zu bytes failed", rounded);
+    return nullptr;
+  }
+  if (uhmm_register(memory, rounded) != UHMM_OK) {
+    munmap(memory, rounded);
+    return nullptr;
+  }
+  try {
+    remember(memory, {rounded, rounded});
+  } catch (const std::bad_alloc&) {
+    (void)uhmm_unregister(memory);
+    munmap(memory, rounded);
+    return nullptr;
+  }
+  return memory;
+}
+
+void* Allocator::allocate(std::size_t size, std::size_t alignment, bool zeroed) {
+  alignment = std::max(alignment, kAlignment);
+  if (size > kLarge || alignment > kPageBytes) return allocate_large(std::max<std::size_t>(size, 1), alignment);
+  const std::size_t lead = std::max(sizeof(Header), alignment);
+  const std::size_t bytes = lead + std::max<std::size_t>(size, 1);
+  auto* block = static_cast<std::byte*>(pool_.allocate(bytes, alignment));
+  std::byte* pointer = block + lead;
+  *header_of(pointer) = {kMagic ^ reinterpret_cast<std::uint64_t>(pointer), static_cast<std::uint32_t>(lead),
+                         static_cast<std::uint32_t>(bytes)};
+  if (zeroed) std::memset(pointer, 0, size);
+  return pointer;
+}
+
+Allocator::Kind Allocator::find(const void* pointer, std::uintptr_t* start, Extent* extent) {
+  const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+  {
+    const std::scoped_lock lock(mutex_);
+    const auto above = extents_.upper_bound(address);
+    if (above == extents_.begin()) return Kind::Foreign;
+    const auto found = std::prev(above);
+    if (address >= found->first + found->second.bytes) return Kind::Foreign;
+    *start = found->first;
+    *extent = found->second;
+  }
+  if (extent->usable != 0) return address == *start ? Kind::Large : Kind::Foreign;
+  if (address % kAlignment != 0 || address - *start < sizeof(Header)) return Kind::Foreign;
+  return header_of(pointer)->check == (kMagic ^ address) ? Kind::Small : Kind::Foreign;
+}
+
+bool Allocator::free(void* pointer) {
+  std::uintptr_t start = 0;
+  Extent extent;
+  switch (find(pointer, &start, &extent)) {
+    case Kind::Foreign: return false;
+    case Kind::Large:
+      forget(pointer);
+      // Contents first: what is on a device then has nothing to bring back.
+      (void)uhmm_discard(pointer, extent.bytes);
+      (void)uhmm_unregister(pointer);
+      munmap(pointer, extent.bytes);
+      return true;
+    case Kind::Small: {
+      Header header = *header_of(pointer);
+      header_of(pointer)->check = 0;  // a second free is foreign
+      const std::size_t alignment = std::max<std::size_t>(kAlignment, header.offset);
+      pool_.deallocate(static_cast<std::byte*>(pointer) - header.offset, header.bytes, alignment);
+      return true;
+    }
+  }
+  return false;
+}
+
+std::size_t Allocator::usable_size(const void* pointer) {
+  std::uintptr_t start = 0;
+  Extent extent;
+  switch (find(pointer, &start, &extent)) {
+    case Kind::Foreign: return 0;
+    case Kind::Large: return extent.usable;
+    case Kind::Small: return header_of(pointer)->bytes - header_of(pointer)->offset;
+  }
+  return 0;
+}
+
+// Allocation is for running programs only; says why not otherwise.
+bool ready() {
+  uint32_t ignored = 0;
+  return uhmm_device_count(&ignored) == UHMM_OK;
+}
+
+void* checked(std::size_t size, std::size_t alignment, bool zeroed) {
+  if (!ready()) {
+    errno = ENOMEM;
+    return nullptr;
+  }
+  void* pointer = nullptr;
+  try {
+    pointer = instance().allocate(size, alignment, zeroed);
+  } catch (const std::bad_alloc&) {
+    (void)fail(UHMM_ERR_NO_MEMORY, "no memory for %zu bytes", size);
+  }
+  if (pointer == nullptr) errno = ENOMEM;
+  return pointer;
+}
+
+}  // namespace
+}  // namespace uhmm::alloc
+
+using namespace uhmm;
+
+extern "C" {
+
+void* uhmm_malloc(size_t size) { return alloc::checked(size, 16, false); }
+
+void* uhmm_calloc(size_t count, size_t size) {
+  std::size_t bytes = 0;
+  if (__builtin_mul_overflow(count, size, &bytes)) {
+    (void)fail(UHMM_ERR_NO_MEMORY, "%zu * %zu overflows", count, size);
+    errno = ENOMEM;
+    return nullptr;
+  }
+  return alloc::checked(bytes, 16, true);
+}
+
+void* uhmm_aligned_alloc(size_t alignment, size_t size) {
+  if (!std::has_single_bit(alignment) || alignment > (std::size_t{1} << 40)) {
+    (void)fail(UHMM_ERR_INVALID, "the alignment %zu is not a power of two, or too large", alignment);
+    errno = EINVAL;
+    return nullptr;
+  }
+  return alloc::checked(size, alignment, false);
+}
+
+void* uhmm_realloc(void* pointer, size_t size) {
+  if (pointer == nullptr) return uhmm_malloc(size);
+  if (size == 0) {
+    uhmm_free(pointer);
+    return nullptr;
+  }
+  const std::size_t usable = uhmm_usable_size(pointer);
+  if (usable == 0) {
+    (void)fail(UHMM_ERR_INVALID, "%p is not a block of uhmm_malloc", pointer);
+    errno = EINVAL;
+    return nullptr;
+  }
+  if (size <= usable && size >= usable / 2) return pointer;
+  void* fresh = uhmm_malloc(size);
+  if (fresh == nullptr) return nullptr;
+  std::memcpy(fresh, pointer, std::min(size, usable));
+  uhmm_free(pointer);
+  return fresh;
+}
+
+void uhmm_free(void* pointer) {
+  if (pointer == nullptr || !alloc::ready()) return;
+  if (!alloc::instance().free(pointer)) (void)fail(UHMM_ERR_INVALID, "%p is not a block of uhmm_malloc", pointer);
+}
+
+size_t uhmm_usable_size(const void* pointer) {
+  return pointer == nullptr ? 0 : alloc::instance().usable_size(pointer);
+}
+
+}  // extern "C"

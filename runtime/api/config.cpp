@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/api/config.hpp"
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "runtime/base/types.hpp"
+#include "runtime/os/thread.hpp"
+
+namespace uhmm::api {
+namespace {
+
+constexpr std::size_t kFirstLayout = sizeof(uhmm_config);
+
+// nullptr when unset, empty, or when the program runs with more rights than its caller.
+const char* environment(const char* name) {
+  const char* value = secure_getenv(name);
+  return value != nullptr && *value != '\0' ? value : nullptr;
+}
+
+// A number with an optional suffix K, M, G or T (powers of 1024).
+bool parse_number(const char* text, std::uint64_t* out) {
+  if (*text < '0' || *text > '9') return false;
+  char* end = nullptr;
+  errno = 0;
+  const unsigned long long number = std::strtoull(text, &end, 0);
+  if (errno != 0 || end == text) return false;
+  unsigned shift = 0;
+  switch (*end) {
+    case '\0': break;
+    case 'k': case 'K': shift = 10; break;
+    case 'm': case 'M': shift = 20; break;
+    case 'g': case 'G': shift = 30; break;
+    case 't': case 'T': shift = 40; break;
+    default: return false;
+  }
+  if (shift != 0 && end[1] != '\0') return false;
+  if (number > (~0ull >> shift)) return false;
+  *out = static_cast<std::uint64_t>(number) << shift;
+  return true;
+}
+
+Status read_number(const char* name, std::uint64_t* out) {
+  const char* text = environment(name);
+  if (text == nullptr) return {};
+  if (!parse_number(text, out))
+    return fail(UHMM_ERR_CONFIG, "%s=%s is not a number (with optional K, M, G or T)", name, text);
+  return {};
+}
+
+Status read_switch(const char* name, const char* off, const char* on, std::uint32_t flag, std::uint32_t* flags) {
+  const char* text = environment(name);
+  if (text == nullptr) return {};
+  if (std::strcmp(text, on) == 0)
+    *flags |= flag;
+  else if (std::strcmp(text, off) == 0)
+    *flags &= ~flag;
+  else
+    return fail(UHMM_ERR_CONFIG, "%s=%s is neither %s nor %s", name, text, on, off);
+  return {};
+}
+
+template <typename Field>
+Status settle(const char* field, const char* name, const char* unit, bool use_environment, Field* value,
+              std::uint64_t fallback, std::uint64_t smallest, std::uint64_t largest) {
+  std::uint64_t number = *value;
+  bool from_environment = false;
+  if (use_environment && environment(name) != nullptr) {
+    UHMM_TRY(read_number(name, &number));
+    from_environment = true;
+  }
+  if (number == 0 && (!from_environment || smallest == 0)) number = fallback;
+  if (number < smallest || number > largest)
+    return fail(UHMM_ERR_CONFIG, "%s = %lu is out of range: %lu to %lu %s", from_environment ? name : field, number,
+                smallest, largest, unit);
+  *value = static_cast<Field>(number);
+  return {};
+}
+
+}  // namespace
+
+Result<uhmm_config> resolve_config(const uhmm_config* given) {
+  uhmm_config config = UHMM_CONFIG_INIT;
+  if (given != nullptr) {
+    if (given->size < kFirstLayout)
+      return fail(UHMM_ERR_INVALID, "uhmm_config.size is %zu, at least %zu is needed (use UHMM_CONFIG_INIT)",
+                  given->size, kFirstLayout);
+    config = *given;
+    config.size = sizeof(config);
+  }
+  constexpr std::uint32_t kKnownFlags = UHMM_CONFIG_NO_MOVE | UHMM_CONFIG_NO_ENV | UHMM_CONFIG_COHERENT;
+  if ((config.flags & ~kKnownFlags) != 0)
+    return fail(UHMM_ERR_CONFIG, "uhmm_config.flags has unknown bits: %#x", config.flags & ~kKnownFlags);
+  const bool use_environment = (config.flags & UHMM_CONFIG_NO_ENV) == 0;
+  const std::uint32_t cpus = os::usable_cpu_count();
+  if (use_environment) {
+    UHMM_TRY(read_switch("UHMM_NO_MOVE", "0", "1", UHMM_CONFIG_NO_MOVE, &config.flags));
+    UHMM_TRY(read_switch("UHMM_SOFT_KIND", "private", "coherent", UHMM_CONFIG_COHERENT, &config.flags));
+  }
+#define UHMM_X(field, name, fallback, smallest, largest, unit) \
+  UHMM_TRY(settle("uhmm_config." #field, name, unit, use_environment, &config.field, fallback, smallest, largest));
+  UHMM_SETTING_LIST(UHMM_X)
+#undef UHMM_X
+  config.device_memory = (config.device_memory + kBlockBytes - 1) & ~(kBlockBytes - 1);
+  config.fault_around &= ~(kPageBytes - 1);
+  return config;
+}
+
+Result<log::Level> resolve_log_level(bool use_environment) {
+  const char* text = use_environment ? environment("UHMM_LOG") : nullptr;
+  if (text == nullptr) return log::Level::Warning;
+  constexpr struct {
+    const char* name;
+    log::Level level;
+  } kLevels[] = {{"debug", log::Level::Debug},
+                 {"info", log::Level::Info},
+                 {"warning", log::Level::Warning},
+                 {"error", log::Level::Error},
+                 {"off", log::Level::Off}};
+  for (const auto& known : kLevels)
+    if (std::strcmp(text, known.name) == 0) return known.level;
+  return fail(UHMM_ERR_CONFIG, "UHMM_LOG=%s is none of debug, info, warning, error, off", text);
+}
+
+}  // namespace uhmm::api

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/api/runtime.hpp"
+
+#include <pthread.h>
+
+#include <atomic>
+#include <mutex>
+
+#include "backends/soft/soft_device.hpp"
+#include "runtime/api/config.hpp"
+#include "runtime/base/arena.hpp"
+#include "runtime/os/process.hpp"
+#include "runtime/os/thread.hpp"
+
+namespace uhmm::api {
+namespace {
+
+enum class State : int { Off, Starting, On, Stopping, Forked };
+std::atomic<State> state{State::Off};
+Runtime* runtime = nullptr;
+
+void prepare_fork() {
+  if (os::spawning_in_this_thread() || state.load() != State::On) return;
+  runtime->before_fork();
+}
+void parent_after_fork() {
+  if (os::spawning_in_this_thread() || state.load() != State::On) return;
+  runtime->after_fork_in_parent();
+}
+void child_after_fork() {
+  if (os::spawning_in_this_thread()) return;
+  if (state.load() == State::On) runtime->after_fork_in_child();
+  if (state.load() != State::Off) state.store(State::Forked);
+}
+
+void install_fork_handlers() {
+  static std::once_flag once;
+  std::call_once(once, [] { pthread_atfork(prepare_fork, parent_after_fork, child_after_fork); });
+}
+
+void destroy_soft(backend::Device* device) { soft::destroy(device); }
+
+}  // namespace
+
+Runtime::Runtime()
+    : faults(context),
+      streams(context),
+      devices(context, faults, streams),
+      notifier(context.events),
+      acquired(Arena::instance().resource()) {}
+
+Status Runtime::start(const uhmm_config& config) {
+  context.config = config;
+  Result<os::Userfaultfd> uffd = os::Userfaultfd::open();
+  if (!uffd.ok()) return uffd.status();
+  context.uffd = std::move(*uffd);
+  if (!context.uffd.features().write_protect && !context.uffd.features().move)
+    return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd has neither write protection (5.7) nor MOVE (6.8)");
+  context.use_move = context.uffd.features().move && (config.flags & UHMM_CONFIG_NO_MOVE) == 0;
+  UHMM_TRY(context.process.open());
+  const std::uint32_t workers = std::min<std::uint32_t>(std::max(2u, os::usable_cpu_count()), 8);
+  if (context.use_move)
+    UHMM_TRY(context.staging.open(context.uffd, config.staging_memory, workers + config.service_threads + 8));
+  UHMM_TRY(context.workers.start(workers));
+  UHMM_TRY(faults.start(config.service_threads));
+  if (!context.uffd.features().kernel_mode)
+    log::write(log::Level::Warning,
+               "only user-mode faults are served here: system calls on device-resident buffers fail with EFAULT (give "
+               "access to /dev/userfaultfd or set vm.unprivileged_userfaultfd=1)");
+  for (std::uint32_t i = 0; i < config.soft_devices; ++i) {
+    uhmm_device_desc desc = UHMM_DEVICE_DESC_INIT;
+    desc.flags = (config.flags & UHMM_CONFIG_COHERENT) != 0 ? UHMM_DEVICE_COHERENT : 0;
+    const Status added = context.workers.call([this, desc]() -> Status {
+      std::uint32_t ignored = 0;
+      return add_device(desc, &ignored);
+    });
+    UHMM_TRY(added);
+  }
+  return {};
+}
+
+Status Runtime::add_device(const uhmm_device_desc& desc, std::uint32_t* processor) {
+  const std::scoped_lock lock(lifecycle);
+  Result<DeviceIndex> index = devices.free_slot();
+  if (!index.ok()) return index.status();
+  soft::Options options;
+  std::snprintf(options.name, sizeof(options.name), "soft%u", index->value);
+  options.processor = index->processor();
+  options.memory_bytes = desc.memory_bytes != 0 ? (desc.memory_bytes + kBlockBytes - 1) & ~(kBlockBytes - 1)
+                                                : context.config.device_memory;
+  options.coherent = (desc.flags & UHMM_DEVICE_COHERENT) != 0;
+  options.workers = desc.workers != 0 ? desc.workers : context.config.device_workers;
+  options.link_latency_ns = desc.link_latency_ns != 0 ? desc.link_latency_ns : context.config.link_latency_ns;
+  options.link_bytes_per_sec =
+      desc.link_bytes_per_sec != 0 ? desc.link_bytes_per_sec : context.config.link_bytes_per_sec;
+  backend::Device* device = soft::create(options);
+  if (device == nullptr) return fail(UHMM_ERR_NO_MEMORY, "no memory for a device");
+  if (const Status added = devices.add(*index, device, options.memory_bytes, destroy_soft); !added.ok()) {
+    soft::destroy(device);
+    return added;
+  }
+  *processor = index->processor();
+  return {};
+}
+
+Status Runtime::stop() {
+  Status status = context.workers.call([this]() -> Status {
+    const std::scoped_lock lock(lifecycle);
+    streams.end_streams(kMaxDevices);
+    Status result = engine::unregister_all(context);
+    for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
+      if (context.slots[i].device == nullptr) continue;
+      const Status removed = devices.remove(DeviceIndex{i});
+      if (result.ok()) result = removed;
+    }
+    return result;
+  });
+  notifier.stop();
+  faults.stop();
+  context.workers.stop();
+  context.staging.close();
+  context.process.close();
+  context.uffd.close();
+  return status;
+}
+
+void Runtime::before_fork() {
+  // The whole wait happens on a worker: this thread's stack may be on a device itself.
+  (void)context.workers.call([this]() -> Status {
+    context.fork_gate.close();
+    return engine::bring_home(context, kMaxDevices, UHMM_CAUSE_FORK);
+  });
+}
+
+void Runtime::after_fork_in_parent() {
+  context.fork_gate.open();
+  // Faults of devices that came meanwhile were left unserved.
+  (void)context.workers.call([this]() -> Status {
+    const engine::Operation operation(context);
+    for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
+      backend::Device* device = context.healthy(DeviceIndex{i});
+      if (device == nullptr) continue;
+      for (const auto& [begin, range] : context.space.ranges())
+        if ((range->attached.load() & (1u << i)) != 0) device->wake(range->pages);
+    }
+    return {};
+  });
+}
+
+void Runtime::after_fork_in_child() {
+  faults.forget_threads();
+  context.workers.forget_threads();
+  streams.forget_threads();
+  notifier.forget_thread();
+}
+
+Runtime* running(uhmm_status* why) {
+  const State now = state.load(std::memory_order_acquire);
+  if (now == State::On && !os::in_device_process()) return runtime;
+  if (now == State::Forked || os::in_device_process())
+    *why = fail(UHMM_ERR_FORKED, "this process was forked from one that uses uhmm: it has plain copies of the memory").code();
+  else
+    *why = fail(UHMM_ERR_NOT_INITIALIZED, "uhmm_init was not called, failed, or uhmm_shutdown was called").code();
+  return nullptr;
+}
+
+Status check_range(const void* address, std::size_t length, ByteRange* out) {
+  const VirtAddr begin{address};
+  if (address == nullptr || length == 0)
+    return fail(UHMM_ERR_INVALID, address == nullptr ? "the address is NULL" : "the length is 0");
+  if (begin.value + length < begin.value || begin.value + length > kUserSpaceEnd)
+    return fail(UHMM_ERR_INVALID, "[%p, +%zu) wraps or lies beyond user space", address, length);
+  *out = {begin, begin + length};
+  return {};
+}
+
+Status check_processor(uhmm_processor processor, bool cpu_allowed) {
+  if (processor > UHMM_MAX_DEVICES || (processor == UHMM_CPU && !cpu_allowed))
+    return fail(UHMM_ERR_NO_DEVICE, "there is no device %u", processor);
+  return {};
+}
+
+}  // namespace uhmm::api
+
+using namespace uhmm;
+using uhmm::api::State;
+
+extern "C" {
+
+uhmm_status uhmm_init(const uhmm_config* config) {
+  return api::barrier([&]() -> Status {
+    if (os::in_device_process()) return fail(UHMM_ERR_FORKED, "a kernel can't start the runtime");
+    State expected = State::Off;
+    if (!api::state.compare_exchange_strong(expected, State::Starting)) {
+      if (expected == State::Forked)
+        return fail(UHMM_ERR_FORKED, "this process was forked from one that uses uhmm; exec a program to start anew");
+      return fail(UHMM_ERR_ALREADY, "the runtime is running, starting or stopping");
+    }
+    Result<uhmm_config> resolved = api::resolve_config(config);
+    Status status = resolved.status();
+    if (status.ok()) {
+      const bool use_environment = (resolved->flags & UHMM_CONFIG_NO_ENV) == 0;
+      Result<log::Level> level = api::resolve_log_level(use_environment);
+      status = level.status();
+      if (status.ok()) {
+        log::start(*level);
+        api::install_fork_handlers();
+        auto* made = make_in_arena<api::Runtime>();
+        if (made == nullptr) {
+          status = fail(UHMM_ERR_NO_MEMORY, "no memory for the runtime");
+        } else {
+          status = made->start(*resolved);
+          if (status.ok()) {
+            api::runtime = made;
+          } else {
+            char detail[kDetailBytes];
+            save_detail(detail);
+            (void)made->stop();
+            destroy_in_arena(made);
+            set_detail(detail);
+          }
+        }
+        if (!status.ok()) log::stop();
+      }
+    }
+    api::state.store(status.ok() ? State::On : State::Off);
+    return status;
+  });
+}
+
+uhmm_status uhmm_shutdown(void) {
+  return api::barrier([&]() -> Status {
+    uhmm_status why = UHMM_OK;
+    if (api::running(&why) == nullptr) return why;
+    State expected = State::On;
+    if (!api::state.compare_exchange_strong(expected, State::Stopping))
+      return fail(UHMM_ERR_NOT_INITIALIZED, "another thread is shutting the runtime down");
+    const Status status = api::runtime->stop();
+    destroy_in_arena(api::runtime);
+    api::runtime = nullptr;
+    log::stop();
+    api::state.store(State::Off);
+    return status;
+  });
+}
+
+uhmm_status uhmm_get_config(uhmm_config* out) {
+  UHMM_RUNTIME(rt);
+  if (out == nullptr || out->size < sizeof(uhmm_config))
+    return fail(UHMM_ERR_INVALID, "a uhmm_config with its size set is needed").code();
+  const std::size_t size = out->size;
+  *out = rt->context.config;
+  out->size = size;
+  return UHMM_OK;
+}
+
+uint32_t uhmm_version(void) { return UHMM_VERSION; }
+
+const char* uhmm_version_string(void) {
+#define UHMM_TEXT_OF(x) #x
+#define UHMM_TEXT(x) UHMM_TEXT_OF(x)
+  return UHMM_TEXT(UHMM_VERSION_MAJOR) "." UHMM_TEXT(UHMM_VERSION_MINOR) "." UHMM_TEXT(UHMM_VERSION_PATCH);
+}
+
+}  // extern "C"

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/base/thread.hpp"
+
+#include <signal.h>
+
+#include "runtime/base/check.hpp"
+
+namespace uhmm {
+
+Thread::~Thread() { UHMM_CHECK(!running_, "a runtime thread was not joined"); }
+
+Status Thread::start(const char* name, void (*body)(void*), void* context) {
+  UHMM_CHECK(!running_, "the thread runs already");
+  name_ = name;
+  body_ = body;
+  context_ = context;
+  // The new thread inherits the mask: blocked from its first instruction on.
+  sigset_t all;
+  sigset_t before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  const int error = pthread_create(&handle_, nullptr, &Thread::enter, this);
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (error != 0) return fail_errno("starting a runtime thread", error);
+  running_ = true;
+  return {};
+}
+
+void Thread::join() {
+  if (!running_) return;
+  pthread_join(handle_, nullptr);
+  running_ = false;
+}
+
+void* Thread::enter(void* self) {
+  const auto* thread = static_cast<Thread*>(self);
+  pthread_setname_np(pthread_self(), thread->name_);
+  thread->body_(thread->context_);
+  return nullptr;
+}
+
+}  // namespace uhmm

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// A thread of the runtime: named, with every signal blocked so that the program's handlers never run on it, and started
+// without touching the program's allocator.
+#pragma once
+
+#include <pthread.h>
+
+#include "runtime/base/status.hpp"
+
+namespace uhmm {
+
+class Thread {
+ public:
+  Thread() = default;
+  Thread(const Thread&) = delete;
+  Thread& operator=(const Thread&) = delete;
+  // Not joined by the destructor: who starts a thread also ends it.
+  ~Thread();
+
+  // `name` is static text of at most 15 characters. `body(context)` runs until it returns. Errors: SYSTEM, NO_MEMORY.
+  Status start(const char* name, void (*body)(void*), void* context);
+  bool running() const { return running_; }
+  // Waits for the body's return. Nothing to do when not running.
+  void join();
+  // In a forked child the thread does not exist: forget it.
+  void forget() { running_ = false; }
+
+ private:
+  static void* enter(void* self);
+
+  pthread_t handle_{};
+  const char* name_ = "";
+  void (*body_)(void*) = nullptr;
+  void* context_ = nullptr;
+  bool running_ = false;
+};
+
+}  // namespace uhmm

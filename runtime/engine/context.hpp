@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every part of the engine works on. One per initialised runtime, in the arena.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "runtime/backend/device.hpp"
+#include "runtime/engine/fork_gate.hpp"
+#include "runtime/engine/staging.hpp"
+#include "runtime/engine/worker_pool.hpp"
+#include "runtime/os/memory.hpp"
+#include "runtime/os/userfaultfd.hpp"
+#include "runtime/state/device_memory.hpp"
+#include "runtime/state/va_space.hpp"
+#include "runtime/trace/trace.hpp"
+
+namespace uhmm::engine {
+
+using backend::Device;
+using state::Block;
+using state::BlockDevice;
+using state::Range;
+using state::Segment;
+
+// A device's place in the table. `device` changes only under the address space's exclusive lock.
+struct DeviceSlot {
+  Device* device = nullptr;
+  backend::Capabilities capabilities;
+  state::DeviceMemory memory;
+  std::atomic<bool> lost{false};
+  std::atomic<bool> swept{false};   // after a loss: every page that was there is accounted for
+  std::atomic<bool> paused{false};  // being restarted: launches wait
+  std::atomic<std::uint32_t> unattached{0};  // registered ranges that the device can't reach yet
+  std::atomic<std::uint64_t> faults{0};
+  std::atomic<std::uint64_t> current_pages{0};  // pages with a current copy there
+  char lost_reason[192] = {};
+};
+
+// A memory pool beyond the default ones. Index 0 stands for every device's default pool.
+struct Pool {
+  std::atomic<std::uint64_t> id{0};  // 0: not in use
+  std::uint32_t device = 0;
+  std::uint64_t pages = 0;
+  uhmm_pool_ops ops = UHMM_POOL_OPS_INIT;
+  void* context = nullptr;
+  std::atomic<std::uint32_t> calls{0};  // callbacks running now
+};
+
+struct Context {
+  uhmm_config config = UHMM_CONFIG_INIT;
+  bool use_move = false;
+  os::Userfaultfd uffd;
+  os::ProcessMemory process;
+  state::VaSpace space;
+  std::array<DeviceSlot, kMaxDevices> slots;
+  std::array<Pool, state::kMaxPools> pools;
+  Staging staging;
+  trace::EventRing events;
+  trace::Counters totals;
+  ForkGate fork_gate;
+  WorkerPool workers;
+
+  DeviceSlot& slot(DeviceIndex index) { return slots[index.value]; }
+  // The device, if it is present and healthy.
+  Device* healthy(DeviceIndex index) {
+    DeviceSlot& entry = slots[index.value];
+    return entry.device != nullptr && !entry.lost.load(std::memory_order_acquire) ? entry.device : nullptr;
+  }
+  void record(uhmm_event_kind kind, uhmm_cause cause, ByteRange bytes, std::uint32_t pages, std::uint32_t processor,
+              std::uint64_t duration_ns = 0);
+  void count(Range& range, trace::Counter counter, std::uint64_t n) {
+    range.counters.add(counter, n);
+    totals.add(counter, n);
+  }
+  void count(Range& range, trace::CauseCounter counter, uhmm_cause cause, std::uint64_t n) {
+    range.counters.add(counter, cause, n);
+    totals.add(counter, cause, n);
+  }
+};
+
+// Where a page of a segment is in the device's aperture.
+inline std::byte* aperture(const Range& range, DeviceIndex device, VirtAddr address) {
+  const backend::Window& window = range.windows[device.value];
+  return window.host + (address - window.range.begin);
+}
+
+}  // namespace uhmm::engine

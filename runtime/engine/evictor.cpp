@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/engine/evictor.hpp"
+
+#include "runtime/engine/device_pages.hpp"
+#include "runtime/policy/eviction.hpp"
+
+namespace uhmm::engine {
+namespace {
+
+using state::MemoryList;
+
+bool pinned(Context& context, const Block& block) {
+  bool found = false;
+  (void)context.space.for_each_segment({block.base, block.base + kBlockBytes}, false, [&](const Segment& segment) {
+    found = found || segment.range->advice.pinned.load();
+    return Status{};
+  });
+  return found;
+}
+
+// Give back memory whose contents are no longer current.
+void free_retained(Context& context, Block& block, DeviceIndex index) {
+  (void)context.space.for_each_segment({block.base, block.base + kBlockBytes}, false, [&](const Segment& segment) {
+    const std::scoped_lock lock(block.mutex);
+    if (BlockDevice* part = block.find_device(index)) {
+      free_memory(context, index, segment, part->allocated.minus(part->resident));
+      refresh_list(context, index, *part, false);
+    }
+    return Status{};
+  });
+}
+
+// Take the oldest active block's mapping away: if the device uses the block, its next fault will say so.
+void age_one(Context& context, DeviceIndex index, std::uint32_t pool, ByteRange avoid) {
+  state::DeviceMemory& memory = context.slot(index).memory;
+  BlockDevice* part = policy::choose_for_aging(memory, pool, [&](const BlockDevice& candidate) {
+    return !avoid.contains(candidate.block->base) && candidate.holds == 0;
+  });
+  if (part == nullptr) return;
+  const std::scoped_lock lock(part->block->mutex);
+  if (part->resident.none() || !revoke(context, index, *part, part->resident).ok()) return;
+  memory.place(part, MemoryList::Inactive);
+}
+
+}  // namespace
+
+Status evict_block(Context& context, Block& block, DeviceIndex index, uhmm_cause cause) {
+  UHMM_TRY(context.space.for_each_segment(
+      {block.base, block.base + kBlockBytes}, false, [&](const Segment& segment) -> Status {
+        PageMask held;
+        {
+          const std::scoped_lock lock(block.mutex);
+          if (const BlockDevice* part = block.find_device(index)) held = part->resident & PageMask::of(segment.run);
+        }
+        if (held.none()) return {};
+        const Outcome out = to_system(context, segment, held, Want::Move, cause);
+        if (out.moved + out.there != 0)
+          context.record(UHMM_EVENT_EVICT, cause, block.range_of(segment.run),
+                         static_cast<std::uint32_t>(out.moved + out.there), index.processor());
+        return out.status;
+      }));
+  free_retained(context, block, index);
+  return {};
+}
+
+Status Reservation::obtain(Budget need, ByteRange avoid) {
+  settle(0);
+  promised_.pool = need.pool;
+  if (need.pages == 0) return {};
+  state::DeviceMemory& memory = context_.slot(device_).memory;
+  age_one(context_, device_, need.pool, avoid);
+  const auto elsewhere = [&](const BlockDevice& part) {
+    return part.block->base < avoid.begin.block_floor() || part.block->base >= avoid.end;
+  };
+  // Every round frees something, or passes over a block that can't go now; enough of those in a row end the search.
+  constexpr int kMostPassedOver = 64;
+  int passed_over = 0;
+  std::uint64_t wanted = need.pages;
+  for (;;) {
+    if (memory.reserve(need.pool, wanted)) {
+      promised_.pages = wanted;
+      return {};
+    }
+    if (BlockDevice* part = memory.oldest(MemoryList::Retained, need.pool, elsewhere)) {
+      free_retained(context_, *part->block, device_);
+      continue;
+    }
+    BlockDevice* victim = nullptr;
+    if (passed_over < kMostPassedOver) {
+      victim = policy::choose_victim(memory, need.pool,
+                                     [&](const BlockDevice& part) { return elsewhere(part) && part.holds == 0; });
+    }
+    if (victim != nullptr) {
+      if (!pinned(context_, *victim->block) &&
+          evict_block(context_, *victim->block, device_, UHMM_CAUSE_EVICTION).ok())
+        continue;
+      ++passed_over;
+      memory.place(victim, MemoryList::Active);  // to the end of the queue
+      continue;
+    }
+    if (wanted == 1)
+      return fail(UHMM_ERR_DEVICE_FULL, "device %u is full and nothing there can be evicted", device_.processor());
+    wanted = wanted > 8 ? wanted / 2 : 1;
+  }
+}
+
+void Reservation::settle(std::uint64_t allocated) {
+  if (promised_.pages != 0) context_.slot(device_).memory.settle(promised_.pool, promised_.pages, allocated);
+  promised_.pages = 0;
+}
+
+Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
+                          ByteRange avoid) {
+  Reservation reservation(context, request.device);
+  const Status room = reservation.obtain(needed(segment, pages, request.device), avoid);
+  Outcome out = to_device(context, segment, pages, request, reservation.budget());
+  reservation.settle(out.allocated);
+  if (out.status.ok() && !room.ok() && out.moved + out.populated + out.there == 0) out.status = room;
+  return out;
+}
+
+}  // namespace uhmm::engine

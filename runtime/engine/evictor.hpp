@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// Finding room in a device's memory.
+#pragma once
+
+#include "runtime/engine/migrator.hpp"
+
+namespace uhmm::engine {
+
+// Room for pages, promised before the block's lock is taken. Retained memory is given back first, then blocks are
+// evicted, least recently used first; never from `avoid`.
+class Reservation {
+ public:
+  Reservation(Context& context, DeviceIndex device) : context_(context), device_(device) {}
+  Reservation(const Reservation&) = delete;
+  Reservation& operator=(const Reservation&) = delete;
+  ~Reservation() { settle(0); }
+
+  // No block lock held; address space lock held shared. Gets all that `need` asks for, or what can be had.
+  // Errors: DEVICE_FULL (not one page, though some are needed).
+  Status obtain(Budget need, ByteRange avoid);
+  Budget budget() const { return promised_; }
+  // The operation allocated so many of the promised pages; the rest goes back.
+  void settle(std::uint64_t allocated);
+
+ private:
+  Context& context_;
+  DeviceIndex device_;
+  Budget promised_;
+};
+
+// to_device() with its own reservation. `avoid`: never evict from there to make room.
+Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
+                          ByteRange avoid);
+
+// Bring every page of a block home from a device and free its memory there.
+Status evict_block(Context& context, Block& block, DeviceIndex device, uhmm_cause cause);
+
+}  // namespace uhmm::engine

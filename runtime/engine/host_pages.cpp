@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/engine/host_pages.hpp"
+
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/base/check.hpp"
+#include "runtime/base/inject.hpp"
+
+namespace uhmm::engine {
+namespace {
+
+using inject::Point;
+using inject::should_fail;
+
+VirtAddr in_slot(const Staging::Slot& slot, PageRun run) { return VirtAddr{slot.memory} + run.offset(); }
+
+std::byte* in_alias(const Segment& segment, PageRun run) {
+  return segment.range->alias + (segment.block->base + run.offset() - segment.range->pages.begin);
+}
+
+// The program unmapped the memory, or put something else there: a page that has nowhere to go is not lost data.
+bool gone_for_good(int error) { return error == ENOENT || error == ESRCH || error == EINVAL || error == EFAULT; }
+
+}  // namespace
+
+Departure::~Departure() {
+  if (slot_ == nullptr) return;
+  UHMM_CHECK(moved_.none(), "a departure ended with pages nobody has");
+  context_.staging.release(slot_);
+}
+
+PageMask Departure::take(const PageMask& pages) {
+  if (pages.none()) return {};
+  if (segment_.range->backing == state::Backing::Shared) {
+    PageMask taken;
+    pages.for_each_run([&](PageRun run) {
+      if (should_fail(Point::DropManaged) || os::drop_pages(segment_.block->range_of(run)) != 0) return;
+      taken.set(run);
+    });
+    unmapped_ |= taken;
+    return taken;
+  }
+  if (!context_.use_move || !segment_.range->can_move.load(std::memory_order_relaxed)) return take_by_protection(pages);
+  PageMask taken = take_by_move(pages);
+  if (!segment_.range->can_move.load(std::memory_order_relaxed)) taken |= take_by_protection(pages.minus(taken));
+  return taken;
+}
+
+PageMask Departure::take_by_move(const PageMask& pages) {
+  slot_ = context_.staging.acquire_empty(pages);
+  if (slot_ == nullptr) return {};
+  bool possible = true;
+  pages.for_each_run([&](PageRun run) {
+    bool touched = false;
+    while (run.count != 0 && possible) {
+      const VirtAddr from = segment_.block->base + run.offset();
+      const os::Progress progress = should_fail(Point::MoveOut)
+                                        ? os::Progress{0, EIO}
+                                        : context_.uffd.move(in_slot(*slot_, run), from, run.bytes());
+      const auto done = static_cast<std::uint32_t>(progress.done >> kPageShift);
+      moved_.set({run.first, done});
+      run = {run.first + done, run.count - done};
+      if (done != 0) touched = false;
+      if (run.count == 0) break;
+      // EBUSY: shared with a child since a fork, until it is written; or pinned by the kernel for I/O. A write that
+      // changes nothing tells them apart: a page that is still busy then is pinned and stays.
+      if (progress.error == EBUSY && !touched && os::touch_for_write(segment_.block->base + run.offset())) {
+        touched = true;
+        continue;
+      }
+      if (progress.error == EINVAL) {
+        // Locked or executable memory differs from staging in a way the kernel minds: this range is copied from now on.
+        segment_.range->can_move.store(false, std::memory_order_relaxed);
+        context_.count(*segment_.range, trace::Counter::MoveFallbacks, 1);
+        possible = false;
+        break;
+      }
+      run = {run.first + 1, run.count - 1};
+      touched = false;
+    }
+  });
+  slot_->filled |= moved_;
+  return moved_;
+}
+
+PageMask Departure::take_by_protection(const PageMask& pages) {
+  PageMask taken;
+  pages.for_each_run([&](PageRun run) {
+    if (should_fail(Point::WriteProtect) || context_.uffd.write_protect(segment_.block->range_of(run), true) != 0)
+      return;
+    taken.set(run);
+  });
+  protected_ |= taken;
+  return taken;
+}
+
+Status Departure::copy_to(DeviceIndex index, const PageMask& pages) {
+  Device& device = *context_.slot(index).device;
+  const backend::Window& window = segment_.range->windows[index.value];
+  Status status;
+  (pages & moved_).for_each_run([&](PageRun run) {
+    if (status.ok())
+      status = device.copy_in(window, segment_.block->range_of(run), slot_->memory + run.offset());
+  });
+  (pages & unmapped_).for_each_run([&](PageRun run) {
+    if (status.ok()) status = device.copy_in(window, segment_.block->range_of(run), in_alias(segment_, run));
+  });
+  if (status.ok() && pages.intersects(protected_))
+    status = copy_protected(context_, segment_, index, pages & protected_);
+  return status;
+}
+
+void Departure::settle(const PageMask& pages) {
+  moved_ -= pages;  // the staging pages are free for others now
+  (pages & protected_).for_each_run([&](PageRun run) {
+    // Writers sleep on the protection; the drop turns their next try into a missing fault.
+    const ByteRange range = segment_.block->range_of(run);
+    (void)os::drop_pages(range);
+    context_.uffd.wake(range);
+  });
+  protected_ -= pages;
+  unmapped_ -= pages;
+}
+
+bool Departure::move_run_in(PageRun run) {
+  const VirtAddr to = segment_.block->base + run.offset();
+  std::uint64_t done = 0;
+  for (int tries = 0; done < run.bytes() && tries < 1000; ++tries) {
+    const os::Progress progress = context_.uffd.move(to + done, in_slot(*slot_, run) + done, run.bytes() - done);
+    done += progress.done;
+    if (done == run.bytes()) return true;
+    const os::Progress copied =
+        context_.uffd.copy(to + done, slot_->memory + run.offset() + done, run.bytes() - done);
+    done += copied.done;
+    if (copied.error != 0 && gone_for_good(copied.error)) return true;
+    if (copied.error == EEXIST) done += kPageBytes;  // the program mapped something new there
+  }
+  return done >= run.bytes();
+}
+
+void Departure::put_back(const PageMask& pages) {
+  const PageMask moved = pages & moved_;
+  moved.for_each_run([&](PageRun run) {
+    UHMM_REQUIRE(move_run_in(run), "pages taken from the program could not be put back");
+  });
+  // What was moved left its slot; what was copied stayed. Only the kernel knows, so ask for neither: drop both.
+  if (moved.any()) {
+    slot_->filled -= moved;
+    moved.for_each_run([&](PageRun run) {
+      (void)os::drop_pages({in_slot(*slot_, run), in_slot(*slot_, run) + run.bytes()});
+    });
+  }
+  moved_ -= pages;
+  unprotect_pages(context_, segment_, pages & protected_);
+  protected_ -= pages;
+  (pages & unmapped_).for_each_run([&](PageRun run) {
+    const ByteRange range = segment_.block->range_of(run);
+    (void)context_.uffd.map_existing(range, false);
+    context_.uffd.wake(range);
+  });
+  unmapped_ -= pages;
+}
+
+Arrival::~Arrival() {
+  if (slot_ != nullptr) context_.staging.release(slot_);
+}
+
+Status Arrival::stage(DeviceIndex index, const PageMask& pages) {
+  device_ = index;
+  Device& device = *context_.slot(index).device;
+  const backend::Window& window = segment_.range->windows[index.value];
+  Status status;
+  if (segment_.range->backing == state::Backing::Shared) {
+    pages.for_each_run([&](PageRun run) {
+      if (status.ok()) status = device.copy_out(window, segment_.block->range_of(run), in_alias(segment_, run));
+    });
+    return status;
+  }
+  if (context_.use_move && segment_.range->can_move.load(std::memory_order_relaxed)) slot_ = context_.staging.acquire_filled(pages);
+  if (slot_ == nullptr) return status;  // publish() copies straight from the device
+  in_slot_ = pages & slot_->filled;
+  in_slot_.for_each_run([&](PageRun run) {
+    if (status.ok())
+      status = device.copy_out(window, segment_.block->range_of(run), slot_->memory + run.offset());
+  });
+  return status;
+}
+
+bool Arrival::staged(const PageMask& pages) const {
+  return segment_.range->backing == state::Backing::Shared || in_slot_.contains(pages);
+}
+
+// Publishes a run whose pages are all staged the same way. False: stopped by a failure.
+bool Arrival::publish_run(PageRun run, bool protect, PageMask& done) {
+  const bool staged = in_slot_.test(run.first);
+  while (run.count != 0) {
+    const VirtAddr to = segment_.block->base + run.offset();
+    os::Progress progress;
+    bool left_slot = false;
+    if (staged && !protect && !should_fail(Point::MoveIn)) {
+      progress = context_.uffd.move(to, in_slot(*slot_, run), run.bytes());
+      left_slot = true;
+    } else {
+      progress.error = ENOTSUP;
+    }
+    if (progress.done == 0 && progress.error != 0 && !gone_for_good(progress.error)) {
+      const std::byte* from = staged ? slot_->memory + run.offset()
+                                     : aperture(*segment_.range, device_, segment_.block->base + run.offset());
+      left_slot = false;
+      progress = should_fail(Point::CopyToManaged) ? os::Progress{0, ENOMEM}
+                                                   : context_.uffd.copy(to, from, run.bytes(), protect);
+      if (!staged) context_.slot(device_).device->charge_link(progress.done);
+    }
+    auto pages = static_cast<std::uint32_t>(progress.done >> kPageShift);
+    if (pages != 0 && left_slot) slot_->filled.reset({run.first, pages});
+    if (pages == 0) {
+      if (progress.error == EEXIST || gone_for_good(progress.error))
+        pages = 1;
+      else
+        return false;
+    }
+    done.set({run.first, pages});
+    run = {run.first + pages, run.count - pages};
+  }
+  return true;
+}
+
+PageMask Arrival::publish(const PageMask& pages, bool protect) {
+  PageMask done;
+  if (segment_.range->backing == state::Backing::Shared) {
+    pages.for_each_run([&](PageRun run) {
+      const ByteRange range = segment_.block->range_of(run);
+      // The data is in the page cache: even a page that can't be mapped now is found there by the next fault.
+      if (should_fail(Point::CopyToManaged)) return;
+      (void)context_.uffd.map_existing(range, protect);
+      context_.uffd.wake(range);
+      done.set(run);
+    });
+    return done;
+  }
+  bool going = true;
+  (pages & in_slot_).for_each_run([&](PageRun run) { going = going && publish_run(run, protect, done); });
+  pages.minus(in_slot_).for_each_run([&](PageRun run) { going = going && publish_run(run, protect, done); });
+  return done;
+}
+
+Status Arrival::unstage(const PageMask& pages) {
+  Device& device = *context_.slot(device_).device;
+  const backend::Window& window = segment_.range->windows[device_.value];
+  Status status;
+  pages.for_each_run([&](PageRun run) {
+    const std::byte* from = segment_.range->backing == state::Backing::Shared ? in_alias(segment_, run)
+                                                                              : slot_->memory + run.offset();
+    if (status.ok()) status = device.copy_in(window, segment_.block->range_of(run), from);
+  });
+  return status;
+}
+
+Result<PageMask> backed_pages(Context& context, const Segment& segment, const PageMask& pages) {
+  const PageRun span = segment.run;
+  if (segment.range->backing == state::Backing::Shared) {
+    const std::byte* view = segment.range->alias;
+    // cached() works on block offsets; the view may begin inside the block.
+    PageMask found;
+    pages.for_each_run([&](PageRun run) {
+      const VirtAddr at = segment.block->base + run.offset();
+      const std::byte* in_view = view + (at - segment.range->pages.begin);
+      const PageMask part = os::cached(in_view, {0, run.count});
+      part.for_each_run([&](PageRun hit) { found.set({run.first + hit.first, hit.count}); });
+    });
+    return found;
+  }
+  Result<PageMask> found = context.process.backed(segment.block->base, span);
+  if (!found.ok()) return found.status();
+  return *found & pages;
+}
+
+bool protect_pages(Context& context, const Segment& segment, const PageMask& pages) {
+  PageMask done;
+  bool good = true;
+  pages.for_each_run([&](PageRun run) {
+    if (!good) return;
+    good = !should_fail(Point::WriteProtect) &&
+           context.uffd.write_protect(segment.block->range_of(run), true) == 0;
+    if (good) done.set(run);
+  });
+  if (!good) unprotect_pages(context, segment, done);
+  return good;
+}
+
+void unprotect_pages(Context& context, const Segment& segment, const PageMask& pages) {
+  pages.for_each_run([&](PageRun run) {
+    const ByteRange range = segment.block->range_of(run);
+    if (context.uffd.write_protect(range, false) != 0) context.uffd.wake(range);
+  });
+}
+
+Status copy_protected(Context& context, const Segment& segment, DeviceIndex index, const PageMask& pages) {
+  Device& device = *context.slot(index).device;
+  Status status;
+  pages.for_each_run([&](PageRun run) {
+    if (!status.ok()) return;
+    const ByteRange range = segment.block->range_of(run);
+    if (segment.range->backing == state::Backing::Shared) {
+      status = device.copy_in(segment.range->windows[index.value], range, in_alias(segment, run));
+      return;
+    }
+    std::byte* to = aperture(*segment.range, index, range.begin);
+    const bool read_all = !should_fail(Point::ReadManaged) && !should_fail(Point::DeviceCopyIn) &&
+                          context.process.read(range.begin, to, range.bytes()) == range.bytes();
+    if (!read_all)
+      status = fail(UHMM_ERR_FAULT, "pages at %#lx vanished while they were copied", range.begin.value);
+    else
+      device.charge_link(range.bytes());
+  });
+  return status;
+}
+
+void serve_home_fault(Context& context, const Segment& segment, const PageMask& pages) {
+  pages.for_each_run([&](PageRun run) {
+    ByteRange range = segment.block->range_of(run);
+    if (segment.range->backing == state::Backing::Shared) {
+      // Touching our view fills holes of the page cache with zeros; then the program's view can map them.
+      std::byte* view = in_alias(segment, run);
+      (void)os::populate_write({VirtAddr{view}, VirtAddr{view} + run.bytes()});
+    }
+    const ByteRange all = range;
+    while (range.begin < range.end) {
+      const os::Progress progress = segment.range->backing == state::Backing::Shared
+                                        ? context.uffd.map_existing(range, false)
+                                        : context.uffd.zero(range.begin, range.bytes());
+      // Present pages are skipped one by one.
+      range.begin = range.begin + progress.done + (progress.error != 0 ? kPageBytes : 0);
+    }
+    context.uffd.wake(all);
+  });
+}
+
+void map_shared_copy(Context& context, const Segment& segment, const PageMask& pages) {
+  pages.for_each_run([&](PageRun run) {
+    const ByteRange range = segment.block->range_of(run);
+    (void)context.uffd.map_existing(range, true);
+    context.uffd.wake(range);
+  });
+}
+
+void poison_pages(Context& context, const Segment& segment, const PageMask& pages) {
+  pages.for_each_run([&](PageRun run) {
+    const ByteRange range = segment.block->range_of(run);
+    bool done = false;
+    if (context.uffd.features().poison) done = context.uffd.poison(range).done == range.bytes();
+    if (!done) (void)os::map_bus_error(range);
+    context.uffd.wake(range);
+  });
+}
+
+void drop_cpu_pages(Context& context, const Segment& segment, const PageMask& pages) {
+  pages.for_each_run([&](PageRun run) {
+    const ByteRange range = segment.block->range_of(run);
+    if (segment.range->backing == state::Backing::Shared) {
+      const VirtAddr view{in_alias(segment, run)};
+      (void)os::remove_shared({view, view + run.bytes()});
+    } else {
+      (void)os::drop_pages(range);
+    }
+    context.uffd.wake(range);
+  });
+}
+
+Status arm(Context& context, Range& range) {
+  const std::scoped_lock lock(range.arm_mutex);
+  if (!range.armed) {
+    const bool shared = range.backing == state::Backing::Shared;
+    unsigned mode = os::kMissing;
+    if (shared) mode |= os::kMinor;
+    const os::UffdFeatures& features = context.uffd.features();
+    if (shared ? features.shared_write_protect : features.write_protect) mode |= os::kWriteProtect;
+    const int error = should_fail(Point::Arm) ? ENOMEM : context.uffd.register_range(range.pages, mode);
+    if (error != 0) return fail_errno("registering a range with userfaultfd", error);
+    range.armed = true;
+  }
+  ++range.departures;
+  return {};
+}
+
+namespace {
+
+// Under the range's arm lock.
+void disarm_locked(Context& context, Range& range) {
+  if (!range.armed || range.departures != 0 || range.pages_out.load() != 0) return;
+  // A page on the edge may belong to a neighbour that is still armed.
+  const ByteRange own = context.space.pages_not_shared(range);
+  if (!own.empty()) (void)context.uffd.unregister_range(own);
+  range.armed = false;
+}
+
+}  // namespace
+
+void end_departure(Context& context, Range& range) {
+  const std::scoped_lock lock(range.arm_mutex);
+  --range.departures;
+  disarm_locked(context, range);
+}
+
+void disarm_if_home(Context& context, Range& range) {
+  const std::scoped_lock lock(range.arm_mutex);
+  disarm_locked(context, range);
+}
+
+}  // namespace uhmm::engine

@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/engine/memory_calls.hpp"
+
+#include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/host_pages.hpp"
+#include "runtime/engine/pool_calls.hpp"
+
+namespace uhmm::engine {
+namespace {
+
+// Blocks a request touches are spread over the workers; ranges are attached before.
+struct BlockList {
+  ByteRange pages;
+  VirtAddr first() const { return pages.begin.block_floor(); }
+  std::uint32_t count() const {
+    return static_cast<std::uint32_t>((pages.end - first() + kBlockBytes - 1) / kBlockBytes);
+  }
+  ByteRange part(std::uint32_t i) const {
+    const VirtAddr base = first() + std::uint64_t{i} * kBlockBytes;
+    return pages.intersect({base, base + kBlockBytes});
+  }
+};
+
+Status not_registered(ByteRange bytes) {
+  return fail(UHMM_ERR_NOT_REGISTERED, "[%#lx, %#lx) is not registered as a whole", bytes.begin.value,
+              bytes.end.value);
+}
+
+Status attach_touched(Context& context, ByteRange pages, DeviceIndex device) {
+  VirtAddr at = pages.begin;
+  while (at < pages.end) {
+    Range* range = context.space.find_page(at);
+    if (range == nullptr) {
+      at = at + kPageBytes;
+      continue;
+    }
+    UHMM_TRY(attach(context, *range, device));
+    at = range->pages.end;
+  }
+  return {};
+}
+
+}  // namespace
+
+Status check_registered(Context& context, ByteRange bytes) {
+  const Operation operation(context);
+  return context.space.covers(bytes) ? Status{} : not_registered(bytes);
+}
+
+Status check_not_lost(Context& context, ByteRange bytes) {
+  const Operation operation(context);
+  return context.space.for_each_segment(bytes.to_pages(), false, [&](const Segment& segment) -> Status {
+    const std::scoped_lock lock(segment.block->mutex);
+    const PageMask lost = segment.block->lost & PageMask::of(segment.run);
+    if (lost.none()) return {};
+    return fail(UHMM_ERR_DATA_LOST, "the page at %#lx is lost",
+                (segment.block->base + std::size_t{lost.next_set(0)} * kPageBytes).value);
+  });
+}
+
+Status begin_device_work(Context& context, DeviceIndex index, Device** out) {
+  Device* device = context.healthy(index);
+  if (device == nullptr)
+    return fail(UHMM_ERR_DEVICE_LOST, "device %u is lost: %s", index.processor(), context.slot(index).lost_reason);
+  // From here on the device counts as busy: mappings taken away are unmapped at once, and what is stale already is
+  // unmapped before the work's first instruction.
+  device->begin_work();
+  Status ready = attach_all(context, index);
+  if (ready.ok()) ready = flush_stale(context, index);
+  if (!ready.ok()) {
+    device->end_work();
+    return ready;
+  }
+  *out = device;
+  return {};
+}
+
+Counts migrate(Context& context, const MigrateRequest& request) {
+  Counts counts;
+  const ByteRange pages = request.bytes.to_pages();
+  counts.requested = pages.pages();
+  const bool leaving = request.to != UHMM_CPU;
+  const DeviceIndex device{leaving ? request.to - 1 : 0};
+  if (leaving) context.fork_gate.enter();
+  {
+    const Operation operation(context);
+    if (!context.space.covers(request.bytes)) {
+      counts.status = not_registered(request.bytes);
+    } else if (leaving && context.slot(device).device == nullptr) {
+      counts.status = fail(UHMM_ERR_NO_DEVICE, "there is no device %u", request.to);
+    } else if (leaving) {
+      counts.status = attach_touched(context, pages, device);
+    }
+  }
+  if (counts.status.ok()) {
+    const BlockList blocks{pages};
+    struct Shared {
+      RankedMutex<LockRank::Workers> mutex;
+      Outcome total;
+      std::uint64_t pinned = 0;
+    } shared;
+    context.workers.for_each(blocks.count(), [&](std::uint32_t i) {
+      Outcome mine;
+      std::uint64_t pinned = 0;
+      {
+        const Operation operation(context);
+        const Status walked = context.space.for_each_segment(
+            blocks.part(i), leaving, [&](const Segment& segment) -> Status {
+              if (segment.range->advice.pinned.load()) {
+                pinned += segment.run.count;
+              } else if (segment.range->closing.load()) {
+                mine.skipped += segment.run.count;
+              } else if (leaving) {
+                mine += migrate_to_device(context, segment, PageMask::of(segment.run),
+                                          {device, request.want, request.cause, PageMask::all()}, pages);
+              } else {
+                mine += to_system(context, segment, PageMask::of(segment.run), request.want, request.cause);
+              }
+              return {};
+            });
+        if (!walked.ok() && mine.status.ok()) mine.status = walked;
+      }
+      const std::scoped_lock lock(shared.mutex);
+      shared.total += mine;
+      shared.pinned += pinned;
+    });
+    counts.done = shared.total;
+    counts.done.skipped += shared.pinned;
+    // Blocks that were never touched are where they always were.
+    const std::uint64_t seen = counts.done.moved + counts.done.populated + counts.done.there + counts.done.skipped;
+    if (!leaving && seen < counts.requested) counts.done.there += counts.requested - seen;
+    if (leaving && seen < counts.requested) counts.done.skipped += counts.requested - seen;
+    const bool any = counts.done.moved + counts.done.populated + counts.done.there != 0;
+    if (!any && shared.pinned != 0)
+      counts.status = fail(UHMM_ERR_BUSY, "every page is pinned");
+    else if (!any && !counts.done.status.ok())
+      counts.status = counts.done.status;
+    else if (!any)
+      counts.status = fail(UHMM_ERR_BUSY, "no page could be moved");
+  }
+  if (leaving) context.fork_gate.leave();
+  return counts;
+}
+
+Status discard_bytes(Context& context, ByteRange bytes) {
+  const Operation operation(context);
+  if (!context.space.covers(bytes)) return not_registered(bytes);
+  // Pages that are only partly inside keep their contents.
+  const ByteRange whole{bytes.begin.page_ceil(), bytes.end.page_floor()};
+  if (whole.empty()) return {};
+  return context.space.for_each_segment(whole, true,
+                                        [&](const Segment& segment) { return discard(context, segment, PageMask::of(segment.run)); });
+}
+
+Status advise(Context& context, ByteRange bytes, uhmm_advice advice, std::uint32_t processor) {
+  const Operation operation(context);
+  if (!context.space.covers(bytes)) return not_registered(bytes);
+  if ((advice == UHMM_ADVISE_PREFERRED_LOCATION || advice == UHMM_ADVISE_ACCESSED_BY) && processor != UHMM_CPU &&
+      context.slot(DeviceIndex{processor - 1}).device == nullptr)
+    return fail(UHMM_ERR_NO_DEVICE, "there is no device %u", processor);
+  for (VirtAddr at = bytes.begin; at < bytes.end;) {
+    Range* range = context.space.find_byte(at);
+    state::Advice& mine = range->advice;
+    switch (advice) {
+      case UHMM_ADVISE_NONE:
+        mine.preferred.store(~0u);
+        mine.accessed_by.store(0);
+        mine.read_mostly.store(false);
+        mine.pinned.store(false);
+        break;
+      case UHMM_ADVISE_PREFERRED_LOCATION: mine.preferred.store(processor); break;
+      case UHMM_ADVISE_ACCESSED_BY: mine.accessed_by.fetch_or(1u << processor); break;
+      case UHMM_ADVISE_READ_MOSTLY: mine.read_mostly.store(true); break;
+      case UHMM_ADVISE_NOT_READ_MOSTLY: mine.read_mostly.store(false); break;
+      case UHMM_ADVISE_PINNED: mine.pinned.store(true); break;
+      case UHMM_ADVISE_UNPINNED: mine.pinned.store(false); break;
+    }
+    at = range->bytes.end;
+  }
+  return {};
+}
+
+Counts make_exclusive(Context& context, ByteRange bytes, DeviceIndex device) {
+  Counts counts = migrate(context, {bytes, device.processor(), Want::Exclusive, UHMM_CAUSE_EXCLUSIVE});
+  if (!counts.status.ok()) return counts;
+  if (counts.done.skipped != 0) {
+    const char* why = counts.done.status.ok() ? "a page is pinned or lost" : "a page could not be taken";
+    (void)migrate(context, {bytes, UHMM_CPU, Want::Move, UHMM_CAUSE_EXCLUSIVE});
+    counts.status = fail(counts.done.status.code() == UHMM_ERR_DEVICE_FULL ? UHMM_ERR_DEVICE_FULL : UHMM_ERR_BUSY,
+                         "%lu of %lu pages can't be made exclusive: %s", counts.done.skipped, counts.requested, why);
+  }
+  return counts;
+}
+
+Status hold(Context& context, ByteRange bytes, DeviceIndex device, bool on) {
+  const Operation operation(context);
+  if (on && !context.space.covers(bytes)) return not_registered(bytes);
+  // Per block: the part that the device has of it. Blocks exist, since something of them is resident.
+  const BlockList blocks{bytes.to_pages()};
+  for (std::uint32_t i = 0; i < blocks.count(); ++i) {
+    Block* block = context.space.find_block(blocks.part(i).begin);
+    if (block == nullptr) continue;
+    const std::scoped_lock lock(block->mutex);
+    BlockDevice* part = block->find_device(device);
+    if (part == nullptr) continue;
+    if (on)
+      ++part->holds;
+    else if (part->holds != 0)
+      --part->holds;
+  }
+  for (VirtAddr at = bytes.begin; at < bytes.end;) {
+    Range* range = context.space.find_byte(at);
+    if (range == nullptr) break;
+    if (on)
+      range->holds.fetch_add(1);
+    else
+      range->holds.fetch_sub(1);
+    at = range->bytes.end;
+  }
+  return {};
+}
+
+SnapshotPart snapshot_part(Context& context, VirtAddr page, std::uint32_t count) {
+  SnapshotPart part;
+  const Operation operation(context);
+  Range* range = context.space.find_page(page);
+  if (range == nullptr) {
+    part.status = not_registered({page, page + kPageBytes});
+    return part;
+  }
+  const VirtAddr base = page.block_floor();
+  const std::uint32_t first = page.page_in_block();
+  const std::uint64_t in_range = (range->pages.end - page) >> kPageShift;
+  part.count = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>({count, std::size(part.pages), kPagesPerBlock - first, in_range}));
+  const PageRun run{first, part.count};
+  Block* block = context.space.find_block(page);
+  Block untouched(base);
+  Block& found = block != nullptr ? *block : untouched;
+  const std::scoped_lock lock(found.mutex);
+  Result<PageMask> backed = backed_pages(context, {range, &found, run}, PageMask::of(run));
+  if (!backed.ok()) part.status = backed.status();
+  for (std::uint32_t i = 0; i < part.count; ++i) {
+    uhmm_page_info& info = part.pages[i];
+    info = {};
+    PageKind kind = found.kind_of(first + i);
+    if (kind == PageKind::System && backed.ok() && !backed->test(first + i)) kind = PageKind::None;
+    info.state = static_cast<std::uint8_t>(kind);
+    for (const BlockDevice* device : found.devices) {
+      if (device == nullptr || !device->resident.test(first + i)) continue;
+      const auto bit = static_cast<std::uint8_t>(1u << device->device);
+      info.devices |= bit;
+      if (!device->mapped.test(first + i)) continue;
+      info.mapped |= bit;
+      if (device->writable.test(first + i)) info.device_write |= bit;
+    }
+  }
+  return part;
+}
+
+Status bring_home(Context& context, std::uint32_t only_device, uhmm_cause cause) {
+  std::uint64_t failed = 0;
+  const Operation operation(context);
+  for (const auto& [begin, range] : context.space.ranges()) {
+    if (range->pages_out.load() == 0) continue;
+    (void)context.space.for_each_segment(range->pages, false, [&](const Segment& segment) {
+      if (segment.range != range) return Status{};
+      PageMask pages;
+      {
+        const std::scoped_lock lock(segment.block->mutex);
+        for (const BlockDevice* part : segment.block->devices)
+          if (part != nullptr && (only_device == kMaxDevices || part->device == only_device)) pages |= part->resident;
+      }
+      pages &= PageMask::of(segment.run);
+      if (pages.none()) return Status{};
+      const Outcome out = to_system(context, segment, pages, Want::Move, cause);
+      if (!out.status.ok()) ++failed;
+      return Status{};
+    });
+  }
+  if (failed != 0) return fail(UHMM_ERR_DATA_LOST, "pages of %lu blocks could not be brought back", failed);
+  return {};
+}
+
+Status bring_pool_home(Context& context, std::uint32_t pool) {
+  const Operation operation(context);
+  const DeviceIndex device{context.pools[pool].device};
+  Status status;
+  for (const auto& [begin, range] : context.space.ranges()) {
+    if (range->pool.load() != pool) continue;
+    for (VirtAddr at = range->pages.begin.block_floor(); at < range->pages.end; at = at + kBlockBytes) {
+      if (Block* block = context.space.find_block(at)) {
+        const Status evicted = evict_block(context, *block, device, UHMM_CAUSE_USER);
+        if (!evicted.ok()) status = fail(UHMM_ERR_DATA_LOST, "pages of the pool could not be brought back");
+      }
+    }
+  }
+  return status;
+}
+
+}  // namespace uhmm::engine

@@ -1,0 +1,535 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/engine/migrator.hpp"
+
+#include "runtime/base/check.hpp"
+#include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/host_pages.hpp"
+#include "runtime/engine/pool_calls.hpp"
+#include "runtime/os/thread.hpp"
+
+namespace uhmm::engine {
+namespace {
+
+using trace::CauseCounter;
+using trace::Counter;
+
+// Unmapping this few pages by freeing their memory is cheaper than asking a busy device's process.
+constexpr std::uint32_t kFewPages = 4;
+
+// The block's lock, and the counts that follow from what changed while it was held.
+class BlockScope {
+ public:
+  BlockScope(Context& context, const Segment& segment) : context_(context), segment_(segment), lock_(segment.block->mutex) {
+    out_ = out();
+    lost_ = lost();
+    for (const BlockDevice* part : segment.block->devices)
+      if (part != nullptr) copies_[part->device] = copies(*part);
+  }
+  BlockScope(const BlockScope&) = delete;
+  BlockScope& operator=(const BlockScope&) = delete;
+  ~BlockScope() {
+    // Unsigned wrap-around makes "add the difference" right in both directions.
+    segment_.range->pages_out.fetch_add(static_cast<std::int64_t>(out()) - static_cast<std::int64_t>(out_));
+    context_.count(*segment_.range, Counter::PagesLost, std::uint64_t{lost()} - lost_);
+    for (const BlockDevice* part : segment_.block->devices) {
+      if (part == nullptr) continue;
+      const std::uint64_t change = std::uint64_t{copies(*part)} - copies_[part->device];
+      if (change == 0) continue;
+      context_.slots[part->device].current_pages.fetch_add(change);
+      context_.count(*segment_.range, Counter::PagesOnDevices, change);
+    }
+  }
+
+ private:
+  PageMask mine() const { return PageMask::of(segment_.run); }
+  std::uint32_t out() const { return (segment_.block->on_devices() & mine()).count(); }
+  std::uint32_t lost() const { return (segment_.block->lost & mine()).count(); }
+  std::uint32_t copies(const BlockDevice& part) const { return (part.resident & mine()).count(); }
+
+  Context& context_;
+  const Segment& segment_;
+  std::scoped_lock<Block::Mutex> lock_;
+  std::uint32_t out_ = 0;
+  std::uint32_t lost_ = 0;
+  std::array<std::uint32_t, kMaxDevices> copies_{};
+};
+
+// Counts a departure while it lives, so that the range stays armed.
+class ArmScope {
+ public:
+  ArmScope(Context& context, Range& range) : context_(context), range_(range), status_(arm(context, range)) {}
+  ArmScope(const ArmScope&) = delete;
+  ArmScope& operator=(const ArmScope&) = delete;
+  ~ArmScope() {
+    if (status_.ok()) end_departure(context_, range_);
+  }
+  Status status() const { return status_; }
+
+ private:
+  Context& context_;
+  Range& range_;
+  Status status_;
+};
+
+void record_runs(Context& context, const Segment& segment, const PageMask& pages, uhmm_event_kind kind,
+                 uhmm_cause cause, std::uint32_t processor, std::uint64_t duration = 0) {
+  pages.for_each_run([&](PageRun run) {
+    context.record(kind, cause, segment.block->range_of(run), run.count, processor, duration);
+    duration = 0;
+  });
+}
+
+// Copies elsewhere than on `keep` end: notes it for their owners.
+void note_other_copies(Context& context, const Segment& segment, const PageMask& pages, std::uint32_t keep,
+                       uhmm_cause cause) {
+  for (const BlockDevice* part : segment.block->devices)
+    if (part != nullptr && part->device != keep)
+      note_freed(context, segment, DeviceIndex{part->device}, part->resident & pages, cause);
+}
+
+void refresh_others(Context& context, const Segment& segment, std::uint32_t except) {
+  for (BlockDevice* part : segment.block->devices)
+    if (part != nullptr && part->device != except) refresh_list(context, DeviceIndex{part->device}, *part, false);
+}
+
+// Keeps the first `most` members of `pages` that are in `limited`; returns what was dropped.
+PageMask trim(PageMask& pages, const PageMask& limited, std::uint64_t most) {
+  PageMask dropped;
+  PageMask counted = pages & limited;
+  if (counted.count() <= most) return dropped;
+  for (std::uint32_t page = counted.next_set(0); page < kPagesPerBlock; page = counted.next_set(page + 1)) {
+    if (most != 0) {
+      --most;
+    } else {
+      dropped.set(page);
+    }
+    if (page + 1 == kPagesPerBlock) break;
+  }
+  pages -= dropped;
+  return dropped;
+}
+
+// One to_device() in progress: what will happen to which pages.
+struct Plan {
+  PageMask upgrade;  // shared with the device already: only the others' copies end
+  PageMask none;     // never touched: zeroed there
+  PageMask peers;    // on other devices
+  PageMask backed;   // in system memory
+};
+
+Status copy_from_peers(Context& context, const Segment& segment, DeviceIndex index, const PageMask& pages) {
+  Device& device = *context.slot(index).device;
+  Status status;
+  for (BlockDevice* part : segment.block->devices) {
+    if (part == nullptr || part->device == index.value) continue;
+    const DeviceIndex from{part->device};
+    const PageMask theirs = part->resident & pages;
+    if (theirs.none()) continue;
+    UHMM_TRY(revoke(context, from, *part, theirs));
+    theirs.for_each_run([&](PageRun run) {
+      const ByteRange range = segment.block->range_of(run);
+      if (status.ok())
+        status = device.copy_in(segment.range->windows[index.value], range,
+                                aperture(*segment.range, from, range.begin));
+    });
+    UHMM_TRY(status);
+  }
+  return status;
+}
+
+Status zero_on_device(Context& context, const Segment& segment, DeviceIndex index, const PageMask& pages) {
+  Status status;
+  pages.for_each_run([&](PageRun run) {
+    if (status.ok())
+      status = context.slot(index).device->zero(segment.range->windows[index.value], segment.block->range_of(run));
+  });
+  return status;
+}
+
+void commit_to(Block& block, PageEvent event, const PageMask& pages, DeviceIndex index, Want want) {
+  if (pages.none()) return;
+  // Exclusive access of another device ends first.
+  if (const PageMask held = block.exclusive & pages; held.any()) {
+    const PageMask elsewhere = held.minus(block.find_device(index)->resident);
+    if (elsewhere.any()) block.commit(PageEvent::Revoke, elsewhere, index);
+  }
+  block.commit(want == Want::Exclusive ? PageEvent::MakeExclusive : event, pages, index);
+}
+
+}  // namespace
+
+Outcome& Outcome::operator+=(const Outcome& other) {
+  if (status.ok()) status = other.status;
+  moved += other.moved;
+  populated += other.populated;
+  there += other.there;
+  skipped += other.skipped;
+  allocated += other.allocated;
+  return *this;
+}
+
+Budget needed(const Segment& segment, const PageMask& pages, DeviceIndex index) {
+  const std::scoped_lock lock(segment.block->mutex);
+  const BlockDevice* part = segment.block->find_device(index);
+  const PageMask wanted = (pages & PageMask::of(segment.run)).minus(segment.block->lost);
+  if (part == nullptr) return {wanted.count(), segment.range->pool.load()};
+  return {wanted.minus(part->allocated).count(), part->allocated.any() ? part->pool : segment.range->pool.load()};
+}
+
+Outcome to_device(Context& context, const Segment& segment, PageMask pages, const ToDevice& request, Budget budget) {
+  const DeviceIndex index = request.device;
+  const Want want = request.want;
+  const uhmm_cause cause = request.cause;
+  Outcome out;
+  Block& block = *segment.block;
+  Range& range = *segment.range;
+  const std::uint64_t started = os::now_ns();
+  ArmScope armed(context, range);
+  if (!armed.status().ok()) {
+    out.status = armed.status();
+    return out;
+  }
+  BlockScope scope(context, segment);
+  Device* device = context.healthy(index);
+  if (device == nullptr) {
+    out.status = fail(UHMM_ERR_DEVICE_LOST, "device %u is lost", index.processor());
+    return out;
+  }
+  if (range.closing.load()) {
+    out.skipped = (pages & PageMask::of(segment.run)).count();
+    return out;
+  }
+  BlockDevice* part = block.device(index);
+  if (part == nullptr) {
+    out.status = fail(UHMM_ERR_NO_MEMORY, "no memory for a block's metadata");
+    return out;
+  }
+  if (part->allocated.none()) part->pool = budget.pool;
+  if (part->pool != budget.pool) budget.pages = 0;
+
+  pages &= PageMask::of(segment.run);
+  const PageMask lost = pages & block.lost;
+  pages -= lost;
+  const PageMask there = pages & part->resident;
+  PageMask rest = pages.minus(there);
+  const PageMask not_fitting = trim(rest, PageMask::all().minus(part->allocated), budget.pages);
+  out.skipped = lost.count() + not_fitting.count();
+
+  Plan plan;
+  if (want != Want::Duplicate) plan.upgrade = there & block.system;
+  plan.peers = rest & block.away();
+  if (const PageMask home = rest.minus(plan.peers); home.any()) {
+    Result<PageMask> backed = backed_pages(context, segment, home);
+    if (!backed.ok()) {
+      out.status = backed.status();
+      return out;
+    }
+    plan.backed = *backed;
+    plan.none = home.minus(plan.backed) & request.populate;
+  }
+  const bool duplicate = want == Want::Duplicate && device->capabilities().read_only_maps &&
+                         (range.backing == state::Backing::Shared ? context.uffd.features().shared_write_protect
+                                                                  : context.uffd.features().write_protect);
+
+  // Prepare and copy. Every failure leaves all pages with their old copy.
+  PageMask populated;
+  PageMask from_peers;
+  PageMask duplicated;
+  PageMask taken;
+  Departure departure(context, segment);
+  const std::uint64_t copy_started = os::now_ns();
+  if (plan.none.any()) {
+    out.status = zero_on_device(context, segment, index, plan.none);
+    if (out.status.ok()) populated = plan.none;
+  }
+  if (out.status.ok() && plan.peers.any()) {
+    out.status = copy_from_peers(context, segment, index, plan.peers);
+    if (out.status.ok()) from_peers = plan.peers;
+  }
+  if (out.status.ok() && duplicate && plan.backed.any()) {
+    // Pages shared with another device are protected already; protecting twice does no harm.
+    const PageMask fresh = plan.backed.minus(block.shared());
+    if (!protect_pages(context, segment, fresh))
+      out.status = fail(UHMM_ERR_SYSTEM, "write-protecting pages failed");
+    else
+      out.status = copy_protected(context, segment, index, plan.backed);
+    if (out.status.ok())
+      duplicated = plan.backed;
+    else
+      unprotect_pages(context, segment, fresh);
+  }
+  if (const PageMask leaving = duplicate ? plan.upgrade : plan.backed | plan.upgrade; out.status.ok() && leaving.any()) {
+    for (BlockDevice* other : block.devices)
+      if (other != nullptr && other != part && out.status.ok())
+        out.status = revoke(context, DeviceIndex{other->device}, *other, leaving);
+    if (out.status.ok()) {
+      taken = departure.take(leaving);
+      const PageMask to_copy = taken & plan.backed;
+      if (want != Want::Overwrite)
+        out.status = departure.copy_to(index, to_copy);
+      else
+        out.status = zero_on_device(context, segment, index, to_copy.minus(part->allocated));
+    }
+    if (!out.status.ok()) {
+      departure.put_back(taken);
+      // What was write-protected because it is shared still has to be.
+      if (const PageMask still_shared = taken & block.shared(); still_shared.any())
+        (void)protect_pages(context, segment, still_shared);
+      taken.clear();
+    }
+  }
+  const std::uint64_t copy_ns = os::now_ns() - copy_started;
+
+  // Commit.
+  const PageMask arrived = populated | from_peers | duplicated | (taken & plan.backed);
+  const PageMask fresh_memory = arrived.minus(part->allocated);
+  out.allocated = fresh_memory.count();
+  part->allocated |= arrived;
+  note_other_copies(context, segment, from_peers | taken, index.value, cause);
+  commit_to(block, PageEvent::PopulateOnDevice, populated, index, want);
+  commit_to(block, PageEvent::MigrateToDevice, from_peers | (taken & plan.backed), index, want);
+  commit_to(block, PageEvent::DeviceWrite, taken & plan.upgrade, index, want);
+  commit_to(block, PageEvent::DuplicateToDevice, duplicated, index, Want::Duplicate);
+  const PageMask already = there.minus(plan.upgrade);
+  if (want == Want::Exclusive) commit_to(block, PageEvent::MakeExclusive, already.minus(block.exclusive), index, want);
+  departure.settle(taken);
+
+  // The new mapping.
+  const PageMask resident = pages & part->resident;
+  map_resident(context, index, *part, resident.minus(block.system), true);
+  map_resident(context, index, *part, resident & block.system, false);
+  refresh_list(context, index, *part, true);
+  refresh_others(context, segment, index.value);
+
+  const PageMask copied = from_peers | duplicated | (want == Want::Overwrite ? PageMask{} : taken & plan.backed);
+  out.moved = copied.count();
+  out.populated = (arrived.minus(copied)).count();
+  out.there = there.count();
+  out.skipped += rest.minus(arrived).count() + plan.upgrade.minus(taken).count();
+  context.count(range, CauseCounter::PagesToDevice, cause, out.moved);
+  context.count(range, Counter::BytesToDevice, out.moved << kPageShift);
+  context.count(range, Counter::PagesPopulated, out.populated);
+  context.count(range, Counter::CopyNs, copy_ns);
+  record_runs(context, segment, copied, UHMM_EVENT_TO_DEVICE, cause, index.processor(), os::now_ns() - started);
+  record_runs(context, segment, arrived.minus(copied), UHMM_EVENT_POPULATE, cause, index.processor());
+  return out;
+}
+
+namespace {
+
+// The device's memory of pages that were unmapped by freeing it.
+void forget_memory(Context& context, DeviceIndex index, BlockDevice& part, const PageMask& pages) {
+  const PageMask freed = part.allocated & pages;
+  part.allocated -= freed;
+  part.mapped -= pages;
+  part.writable -= pages;
+  context.slot(index).memory.release(part.pool, freed.count());
+}
+
+// Brings pages home from the one device that has them. Returns those that came.
+PageMask bring_home(Context& context, const Segment& segment, DeviceIndex index, BlockDevice& part,
+                    const PageMask& pages, Want want, Status& status) {
+  Arrival arrival(context, segment);
+  Device& device = *context.slot(index).device;
+  const bool duplicate = want == Want::Duplicate;
+  // A few pages of a running device: stop its writes, copy, then unmap by freeing; nothing waits for its process.
+  const bool few = !duplicate && pages.count() <= kFewPages && must_ask(context, index, part, pages);
+  status = duplicate || few ? revoke_write(context, index, part, pages) : revoke(context, index, part, pages);
+  if (status.ok()) status = arrival.stage(index, pages);
+  if (!status.ok()) return {};
+  bool freed = false;
+  if (few && arrival.staged(pages)) {
+    freed = true;
+    pages.for_each_run([&](PageRun run) {
+      if (status.ok()) {
+        status = device.unmap_and_free(segment.range->windows[index.value], segment.block->range_of(run));
+        if (!status.ok() && run.first == pages.next_set(0)) freed = false;
+      }
+    });
+    if (freed) {
+      part.mapped -= pages;
+      part.writable -= pages;
+      status = {};
+    }
+  } else if (few) {
+    status = revoke(context, index, part, pages);
+  }
+  if (!status.ok()) return {};
+  const PageMask came = arrival.publish(pages, duplicate);
+  const PageMask stayed = pages.minus(came);
+  if (stayed.any()) {
+    status = fail(UHMM_ERR_NO_MEMORY, "no system memory for %u pages at %#lx", stayed.count(),
+                  segment.block->base.value);
+    if (freed) {
+      const Status written = arrival.unstage(stayed);
+      UHMM_REQUIRE(written.ok() || device.lost(), "staged pages could not be written back");
+    }
+  }
+  if (freed) forget_memory(context, index, part, came);
+  return came;
+}
+
+}  // namespace
+
+Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want want, uhmm_cause cause) {
+  Outcome out;
+  Block& block = *segment.block;
+  const std::uint64_t started = os::now_ns();
+  pages &= PageMask::of(segment.run);
+  {
+    BlockScope scope(context, segment);
+    out.skipped = (pages & block.lost).count();
+    const PageMask shared = want == Want::Duplicate ? PageMask{} : pages & block.shared();
+    const PageMask away = pages & block.away();
+    out.there = (pages.minus(block.lost).minus(away)).count();
+    for (BlockDevice* part : block.devices) {
+      if (part == nullptr) continue;
+      const DeviceIndex index{part->device};
+      const PageMask theirs = part->resident & away;
+      if (theirs.none()) continue;
+      const std::uint64_t copy_started = os::now_ns();
+      Status status;
+      const Want how = block.exclusive.intersects(theirs) ? Want::Move : want;
+      const PageMask came = bring_home(context, segment, index, *part, theirs, how, status);
+      if (!status.ok() && out.status.ok()) out.status = status;
+      out.skipped += theirs.minus(came).count();
+      if (came.none()) continue;
+      context.count(*segment.range, Counter::CopyNs, os::now_ns() - copy_started);
+      if (how == Want::Duplicate) {
+        block.commit(PageEvent::DuplicateToSystem, came, index);
+      } else {
+        note_freed(context, segment, index, came, cause);
+        const PageMask exclusive = came & block.exclusive;
+        if (exclusive.any()) {
+          block.commit(PageEvent::Revoke, exclusive, index);
+          record_runs(context, segment, exclusive, UHMM_EVENT_REVOKE, cause, index.processor());
+        }
+        if (came != exclusive) block.commit(PageEvent::MigrateToSystem, came.minus(exclusive), index);
+      }
+      refresh_list(context, index, *part, false);
+      out.moved += came.count();
+      record_runs(context, segment, came, UHMM_EVENT_TO_SYSTEM, cause, index.processor(), os::now_ns() - started);
+    }
+    if (shared.any()) {
+      PageMask ended = shared;
+      for (BlockDevice* part : block.devices) {
+        if (part == nullptr) continue;
+        const DeviceIndex index{part->device};
+        const PageMask theirs = part->resident & shared;
+        if (theirs.none()) continue;
+        if (const Status status = revoke(context, index, *part, theirs); !status.ok()) {
+          out.status = status;
+          ended -= theirs;
+          continue;
+        }
+        note_freed(context, segment, index, theirs, cause);
+        block.commit(PageEvent::DropDuplicate, theirs, index);
+        refresh_list(context, index, *part, false);
+      }
+      unprotect_pages(context, segment, ended);
+    }
+  }
+  context.count(*segment.range, CauseCounter::PagesToSystem, cause, out.moved);
+  context.count(*segment.range, Counter::BytesToSystem, out.moved << kPageShift);
+  if (segment.range->pages_out.load() == 0) disarm_if_home(context, *segment.range);
+  return out;
+}
+
+Outcome end_sharing(Context& context, const Segment& segment, PageMask pages, uhmm_cause cause) {
+  Outcome out;
+  Block& block = *segment.block;
+  BlockScope scope(context, segment);
+  pages &= PageMask::of(segment.run) & block.shared();
+  for (BlockDevice* part : block.devices) {
+    if (part == nullptr) continue;
+    const DeviceIndex index{part->device};
+    const PageMask theirs = part->resident & pages;
+    if (theirs.none()) continue;
+    // A few pages of a running device are unmapped by freeing them, as in bring_home().
+    if (theirs.count() <= kFewPages && must_ask(context, index, *part, theirs)) {
+      theirs.for_each_run([&](PageRun run) {
+        if (!out.status.ok()) return;
+        out.status = context.slot(index).device->unmap_and_free(segment.range->windows[index.value],
+                                                                block.range_of(run));
+      });
+      if (!out.status.ok()) return out;
+    } else if (out.status = revoke(context, index, *part, theirs); !out.status.ok()) {
+      return out;
+    }
+  }
+  note_other_copies(context, segment, pages, kMaxDevices, cause);
+  block.commit(PageEvent::CpuWrite, pages, DeviceIndex{0});
+  for (BlockDevice* part : block.devices) {
+    if (part == nullptr) continue;
+    refresh_list(context, DeviceIndex{part->device}, *part, false);
+  }
+  unprotect_pages(context, segment, pages);
+  out.there = pages.count();
+  return out;
+}
+
+Status discard(Context& context, const Segment& segment, PageMask pages) {
+  Block& block = *segment.block;
+  {
+    BlockScope scope(context, segment);
+    pages &= PageMask::of(segment.run);
+    for (BlockDevice* part : block.devices)
+      if (part != nullptr) UHMM_TRY(revoke(context, DeviceIndex{part->device}, *part, pages));
+    note_other_copies(context, segment, pages, kMaxDevices, UHMM_CAUSE_DISCARD);
+    if (!context.uffd.features().poison) {
+      (pages & block.lost).for_each_run([&](PageRun run) { (void)os::map_zeros(block.range_of(run)); });
+    }
+    block.commit(PageEvent::Discard, pages, DeviceIndex{0});
+    for (BlockDevice* part : block.devices) {
+      if (part == nullptr) continue;
+      free_memory(context, DeviceIndex{part->device}, segment, pages);
+      refresh_list(context, DeviceIndex{part->device}, *part, false);
+    }
+    drop_cpu_pages(context, segment, pages);
+  }
+  if (segment.range->pages_out.load() == 0) disarm_if_home(context, *segment.range);
+  return {};
+}
+
+std::uint64_t lose(Context& context, const Segment& segment, DeviceIndex index) {
+  Block& block = *segment.block;
+  std::uint64_t count = 0;
+  {
+    BlockScope scope(context, segment);
+    BlockDevice* part = block.find_device(index);
+    if (part == nullptr) return 0;
+    const PageMask mine = PageMask::of(segment.run);
+    const PageMask held = part->resident & mine;
+    const PageMask before = block.lost;
+    note_freed(context, segment, index, held, UHMM_CAUSE_DEVICE_LOST);
+    if (held.any()) block.commit(PageEvent::DeviceLost, held, index);
+    forget_memory(context, index, *part, mine & (part->allocated | part->mapped));
+    refresh_list(context, index, *part, false);
+    const PageMask lost = block.lost.minus(before);
+    unprotect_pages(context, segment, held.minus(lost).minus(block.shared()));
+    poison_pages(context, segment, lost);
+    count = lost.count();
+    record_runs(context, segment, lost, UHMM_EVENT_LOST, UHMM_CAUSE_DEVICE_LOST, index.processor());
+  }
+  if (segment.range->pages_out.load() == 0) disarm_if_home(context, *segment.range);
+  return count;
+}
+
+void refuse(Context& context, const Segment& segment, PageMask pages) {
+  Block& block = *segment.block;
+  BlockScope scope(context, segment);
+  pages &= PageMask::of(segment.run) & block.away();
+  for (BlockDevice* part : block.devices) {
+    if (part == nullptr) continue;
+    const PageMask theirs = part->resident & pages;
+    if (theirs.none()) continue;
+    const DeviceIndex index{part->device};
+    (void)revoke(context, index, *part, theirs);
+    note_freed(context, segment, index, theirs, UHMM_CAUSE_CPU_FAULT);
+    block.commit(PageEvent::DeviceLost, theirs, index);
+    refresh_list(context, index, *part, false);
+  }
+  poison_pages(context, segment, pages);
+}
+
+}  // namespace uhmm::engine

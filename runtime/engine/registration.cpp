@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+// Ranges come and go.
+#include "runtime/base/arena.hpp"
+#include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/host_pages.hpp"
+#include "runtime/engine/memory_calls.hpp"
+#include "runtime/engine/pool_calls.hpp"
+
+namespace uhmm::engine {
+namespace {
+
+// What kind of memory [begin, end) is. All of it must be of one kind that can be managed.
+Result<state::Backing> inspect(Context& context, ByteRange bytes) {
+  std::optional<state::Backing> backing;
+  for (VirtAddr at = bytes.begin; at < bytes.end;) {
+    Result<os::Mapping> found = context.process.find_mapping(at);
+    if (!found.ok()) return found.status();
+    const os::Mapping& mapping = *found;
+    if (mapping.kind == os::MappingKind::None || !mapping.range.contains(at))
+      return fail(UHMM_ERR_FAULT, "nothing is mapped at %#lx", at.value);
+    if (!mapping.readable || !mapping.writable)
+      return fail(UHMM_ERR_FAULT, "the memory at %#lx is not readable and writable", at.value);
+    if (mapping.page_bytes != kPageBytes)
+      return fail(UHMM_ERR_NOT_SUPPORTED, "the memory at %#lx has pages of %lu bytes (hugetlb)", at.value,
+                  mapping.page_bytes);
+    if (mapping.kind == os::MappingKind::PrivateFile)
+      return fail(UHMM_ERR_NOT_SUPPORTED, "the memory at %#lx is a private file mapping", at.value);
+    if (mapping.kind == os::MappingKind::Special)
+      return fail(UHMM_ERR_NOT_SUPPORTED, "the memory at %#lx is of a special kind", at.value);
+    const state::Backing kind =
+        mapping.kind == os::MappingKind::Shared ? state::Backing::Shared : state::Backing::Private;
+    if (backing && *backing != kind)
+      return fail(UHMM_ERR_NOT_SUPPORTED, "private and shared memory meet at %#lx: register them apart", at.value);
+    backing = kind;
+    at = mapping.range.end;
+  }
+  return *backing;
+}
+
+// Shared memory can be watched only if it is shmem; a mapping of an ordinary file can't.
+Status try_watching(Context& context, ByteRange pages) {
+  const os::UffdFeatures& features = context.uffd.features();
+  if (!features.shared_missing || !features.shared_minor)
+    return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd does not report faults of shared memory (5.14)");
+  if (context.uffd.register_range(pages, os::kMissing | os::kMinor) != 0)
+    return fail(UHMM_ERR_NOT_SUPPORTED, "the memory at %#lx is a shared file mapping: only anonymous memory, memfd and "
+                "shm can be managed", pages.begin.value);
+  (void)context.uffd.unregister_range(pages);
+  return {};
+}
+
+// Everything of the range home; nothing may leave any more.
+Status close_range(Context& context, Range& range) {
+  const Operation operation(context);
+  bool lost = false;
+  (void)context.space.for_each_segment(range.pages, false, [&](const Segment& segment) {
+    const Outcome out = to_system(context, segment, PageMask::of(segment.run), Want::Move, UHMM_CAUSE_UNREGISTER);
+    lost = lost || out.skipped != 0 || !out.status.ok();
+    return Status{};
+  });
+  return lost ? fail(UHMM_ERR_DATA_LOST, "some pages of [%#lx, %#lx) are lost", range.bytes.begin.value,
+                     range.bytes.end.value)
+              : Status{};
+}
+
+// Under the exclusive lock: devices forget the range.
+void detach(Context& context, Range& range) {
+  const ByteRange own = context.space.pages_not_shared(range);
+  for (VirtAddr at = range.pages.begin.block_floor(); at < range.pages.end; at = at + kBlockBytes) {
+    Block* block = context.space.find_block(at);
+    if (block == nullptr) continue;
+    const ByteRange part = own.intersect({block->base, block->base + kBlockBytes});
+    const Segment segment{&range, block,
+                          {part.empty() ? 0 : part.begin.page_in_block(),
+                           part.empty() ? 0 : static_cast<std::uint32_t>(part.pages())}};
+    const std::scoped_lock lock(block->mutex);
+    for (BlockDevice* device_part : block->devices) {
+      if (device_part == nullptr) continue;
+      const DeviceIndex index{device_part->device};
+      free_memory(context, index, segment, PageMask::of(segment.run));
+      device_part->mapped -= PageMask::of(segment.run);
+      if (block->references == 1) {
+        // The block goes with its last range; what an edge page still has goes with it.
+        const Segment all{&range, block, {0, kPagesPerBlock}};
+        free_memory(context, index, all, device_part->allocated);
+        context.slot(index).memory.forget(device_part);
+      } else {
+        refresh_list(context, index, *device_part, false);
+      }
+    }
+    block->lost -= PageMask::of(segment.run);
+  }
+  for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
+    Device* device = context.slots[i].device;
+    if (device == nullptr) continue;
+    if ((range.attached.load() & (1u << i)) != 0)
+      device->detach(range.windows[i], own);
+    else
+      context.slots[i].unattached.fetch_sub(1);
+  }
+}
+
+}  // namespace
+
+Status register_range(Context& context, ByteRange bytes) {
+  Result<state::Backing> backing = inspect(context, bytes);
+  if (!backing.ok()) return backing.status();
+  Range* range = make_in_arena<Range>(bytes, *backing);
+  if (range == nullptr) return fail(UHMM_ERR_NO_MEMORY, "no memory for a range's metadata");
+  range->can_move.store(*backing == state::Backing::Private);
+  Status status;
+  if (*backing == state::Backing::Shared) {
+    status = try_watching(context, range->pages);
+    if (status.ok()) {
+      range->alias = os::map_alias(range->pages);
+      if (range->alias == nullptr) status = fail(UHMM_ERR_NO_MEMORY, "no address space for a second view");
+    }
+  }
+  if (status.ok()) {
+    const std::unique_lock lock(context.space.mutex());
+    status = context.space.insert(range);
+    if (status.ok())
+      for (DeviceSlot& slot : context.slots)
+        if (slot.device != nullptr) slot.unattached.fetch_add(1);
+  }
+  if (!status.ok()) {
+    os::unmap(range->alias, range->pages.bytes());
+    destroy_in_arena(range);
+    return status;
+  }
+  context.record(UHMM_EVENT_REGISTER, UHMM_CAUSE_USER, bytes, static_cast<std::uint32_t>(range->pages.pages()), 0);
+  return {};
+}
+
+Status unregister_range(Context& context, VirtAddr begin) {
+  Range* range = nullptr;
+  {
+    const Operation operation(context);
+    range = context.space.find_byte(begin);
+    if (range == nullptr || range->bytes.begin != begin)
+      return fail(UHMM_ERR_NOT_REGISTERED, "no registered range begins at %#lx", begin.value);
+    if (range->holds.load() != 0)
+      return fail(UHMM_ERR_BUSY, "the range at %#lx is acquired, or queued work uses it", begin.value);
+    if (range->closing.exchange(true))
+      return fail(UHMM_ERR_BUSY, "the range at %#lx is being unregistered already", begin.value);
+  }
+  Status status = close_range(context, *range);
+  {
+    const std::unique_lock lock(context.space.mutex());
+    if (range->pages_out.load() != 0) {
+      // Pages that can't come home now (no system memory): management goes on, nothing is lost.
+      range->closing.store(false);
+      return fail(UHMM_ERR_NO_MEMORY, "pages of the range at %#lx could not be brought back", begin.value);
+    }
+    detach(context, *range);
+    {
+      const std::scoped_lock arm_lock(range->arm_mutex);
+      const ByteRange own = context.space.pages_not_shared(*range);
+      if (range->armed && !own.empty()) (void)context.uffd.unregister_range(own);
+    }
+    context.space.remove(range);
+  }
+  context.record(UHMM_EVENT_UNREGISTER, UHMM_CAUSE_UNREGISTER, range->bytes,
+                 static_cast<std::uint32_t>(range->pages.pages()), 0);
+  os::unmap(range->alias, range->pages.bytes());
+  destroy_in_arena(range);
+  return status;
+}
+
+Status unregister_all(Context& context) {
+  Status status;
+  for (;;) {
+    VirtAddr begin;
+    {
+      const Operation operation(context);
+      if (context.space.ranges().empty()) return status;
+      Range* range = context.space.ranges().begin()->second;
+      begin = range->bytes.begin;
+      range->holds.store(0);
+    }
+    const Status done = unregister_range(context, begin);
+    if (done.ok()) continue;
+    status = done;
+    if (done.code() != UHMM_ERR_DATA_LOST) return status;
+  }
+}
+
+}  // namespace uhmm::engine

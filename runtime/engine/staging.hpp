@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// Recycled pages. UFFDIO_MOVE takes a page out of the program's range into a staging slot, and a filled slot's page is
+// what a later migration back moves in: no page is allocated or zeroed twice. A slot mirrors a block: page i of a block
+// is always staged at page i of a slot, so a run moves in one call.
+//
+// Slots are registered with userfaultfd (the destination of a move must be). So only `filled` pages may be touched:
+// touching another one would be a fault that nobody serves.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory_resource>
+#include <vector>
+
+#include "runtime/base/lock.hpp"
+#include "runtime/base/page_mask.hpp"
+#include "runtime/base/status.hpp"
+#include "runtime/os/userfaultfd.hpp"
+
+namespace uhmm::engine {
+
+class Staging {
+ public:
+  struct Slot {
+    std::byte* memory = nullptr;  // kBlockBytes
+    PageMask filled;              // pages that are populated, contents meaningless
+    bool in_use = false;
+  };
+
+  Staging();
+  // Room for `bytes` of recycled pages and `users` slots in use at once.
+  Status open(const os::Userfaultfd& uffd, std::uint64_t bytes, std::uint32_t users);
+  void close();
+
+  // A slot none of whose `pages` is filled (to move pages out into). nullptr: all slots are in use.
+  Slot* acquire_empty(const PageMask& pages);
+  // The slot with the most of `pages` filled (to move pages in from). nullptr: no slot has any.
+  Slot* acquire_filled(const PageMask& pages);
+  // Give a slot back; its `filled` must be right. Pages beyond the limit are freed.
+  void release(Slot* slot);
+
+  std::uint64_t bytes_held() const { return held_pages_.load(std::memory_order_relaxed) << kPageShift; }
+
+ private:
+  void free_pages(Slot& slot);
+
+  mutable RankedMutex<LockRank::Staging> mutex_;
+  std::pmr::vector<Slot> slots_;
+  std::byte* memory_ = nullptr;
+  std::size_t memory_bytes_ = 0;
+  std::uint64_t limit_pages_ = 0;
+  std::atomic<std::uint64_t> held_pages_{0};  // filled pages of slots not in use
+};
+
+}  // namespace uhmm::engine

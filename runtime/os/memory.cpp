@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "runtime/os/memory.hpp"
+
+#include <fcntl.h>
+#include <linux/futex.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cinttypes>
+#include <cstdio>
+#include <cstring>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23
+#endif
+
+namespace uhmm::os {
+namespace {
+
+// PROCMAP_QUERY (6.11) answers in O(log n) where reading the text of /proc/self/maps is O(n).
+struct ProcmapQuery {
+  std::uint64_t size;
+  std::uint64_t query_flags;
+  std::uint64_t query_addr;
+  std::uint64_t vma_start;
+  std::uint64_t vma_end;
+  std::uint64_t vma_flags;
+  std::uint64_t vma_page_size;
+  std::uint64_t vma_offset;
+  std::uint64_t inode;
+  std::uint32_t dev_major;
+  std::uint32_t dev_minor;
+  std::uint32_t vma_name_size;
+  std::uint32_t build_id_size;
+  std::uint64_t vma_name_addr;
+  std::uint64_t build_id_addr;
+};
+const unsigned long kProcmapQuery = _IOWR('f', 17, ProcmapQuery);
+constexpr std::uint64_t kReadable = 1, kWritable = 2, kExecutable = 4, kShared = 8, kCoveringOrNext = 16;
+
+constexpr std::uint64_t kPagemapPresent = std::uint64_t{1} << 63;
+constexpr std::uint64_t kPagemapSwapped = std::uint64_t{1} << 62;
+
+MappingKind kind_of(bool shared, std::uint64_t inode, const char* name) {
+  if (std::strncmp(name, "[vvar", 5) == 0 || std::strncmp(name, "[vdso", 5) == 0 ||
+      std::strncmp(name, "[vsyscall", 9) == 0)
+    return MappingKind::Special;
+  if (shared) return std::strstr(name, "anon_hugepage") != nullptr ? MappingKind::Special : MappingKind::Shared;
+  return inode == 0 ? MappingKind::PrivateAnonymous : MappingKind::PrivateFile;
+}
+
+}  // namespace
+
+Status ProcessMemory::open() {
+  pagemap_ = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+  mem_ = ::open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+  maps_ = ::open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (pagemap_ < 0 || mem_ < 0 || maps_ < 0) {
+    const int error = errno;
+    close();
+    return fail_errno("opening /proc/self/{pagemap,mem,maps} (is /proc mounted?)", error);
+  }
+  return {};
+}
+
+void ProcessMemory::close() {
+  for (int* fd : {&pagemap_, &mem_, &maps_}) {
+    if (*fd >= 0) ::close(*fd);
+    *fd = -1;
+  }
+}
+
+Result<Mapping> ProcessMemory::find_mapping(VirtAddr address) const {
+  char name[64] = {};
+  ProcmapQuery query{};
+  query.size = sizeof(query);
+  query.query_flags = kCoveringOrNext;
+  query.query_addr = address.value;
+  query.vma_name_addr = reinterpret_cast<std::uint64_t>(name);
+  query.vma_name_size = sizeof(name);
+  int result = ioctl(maps_, kProcmapQuery, &query);
+  if (result != 0 && errno == ENAMETOOLONG) {  // a long path: a file, whose name does not matter here
+    query.vma_name_size = 0;
+    query.vma_name_addr = 0;
+    result = ioctl(maps_, kProcmapQuery, &query);
+  }
+  if (result != 0) {
+    if (errno == ENOENT) return Mapping{};
+    return find_mapping_in_text(address);
+  }
+  Mapping mapping;
+  mapping.range = {VirtAddr{query.vma_start}, VirtAddr{query.vma_end}};
+  mapping.readable = (query.vma_flags & kReadable) != 0;
+  mapping.writable = (query.vma_flags & kWritable) != 0;
+  mapping.executable = (query.vma_flags & kExecutable) != 0;
+  mapping.page_bytes = query.vma_page_size;
+  mapping.kind = kind_of((query.vma_flags & kShared) != 0, query.inode, name);
+  return mapping;
+}
+
+Result<Mapping> ProcessMemory::find_mapping_in_text(VirtAddr address) const {
+  FILE* maps = std::fopen("/proc/self/maps", "re");
+  if (maps == nullptr) return fail_errno("opening /proc/self/maps", errno);
+  char line[512];
+  Mapping found;
+  while (std::fgets(line, sizeof(line), maps) != nullptr) {
+    std::uint64_t begin = 0;
+    std::uint64_t end = 0;
+    std::uint64_t inode = 0;
+    char access[5] = {};
+    char name[256] = {};
+    if (std::sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*s %*s %" SCNu64 " %255[^\n]", &begin, &end, access, &inode,
+                    name) < 4)
+      continue;
+    if (end <= address.value) continue;
+    found.range = {VirtAddr{begin}, VirtAddr{end}};
+    found.readable = access[0] == 'r';
+    found.writable = access[1] == 'w';
+    found.executable = access[2] == 'x';
+    found.kind = kind_of(access[3] == 's', inode, name);
+    break;
+  }
+  std::fclose(maps);
+  return found;
+}
+
+Result<PageMask> ProcessMemory::backed(VirtAddr block, PageRun run) const {
+  std::uint64_t entries[kPagesPerBlock];
+  const std::uint64_t first_page = (block.value >> kPageShift) + run.first;
+  const ssize_t wanted = static_cast<ssize_t>(run.count * sizeof(entries[0]));
+  const ssize_t got = pread(pagemap_, entries, static_cast<std::size_t>(wanted),
+                            static_cast<off_t>(first_page * sizeof(entries[0])));
+  if (got != wanted) return fail_errno("reading /proc/self/pagemap", got < 0 ? errno : EIO);
+  PageMask mask;
+  for (std::uint32_t i = 0; i < run.count; ++i)
+    if ((entries[i] & (kPagemapPresent | kPagemapSwapped)) != 0) mask.set(run.first + i);
+  return mask;
+}
+
+std::size_t ProcessMemory::read(VirtAddr from, std::byte* to, std::size_t bytes) const {
+  // /proc/self/mem walks the page table without the right to sleep in userfaultfd: an absent page is EIO, not a fault.
+  std::size_t done = 0;
+  while (done < bytes) {
+    const ssize_t got = pread(mem_, to + done, bytes - done, static_cast<off_t>(from.value + done));
+    if (got <= 0) {
+      if (got < 0 && errno == EINTR) continue;
+      break;
+    }
+    done += static_cast<std::size_t>(got);
+  }
+  return done;
+}
+
+std::byte* map_private(std::size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) return nullptr;
+  (void)madvise(memory, bytes, MADV_NOHUGEPAGE);
+  (void)madvise(memory, bytes, MADV_DONTFORK);
+  return static_cast<std::byte*>(memory);
+}
+
+void unmap(void* address, std::size_t bytes) {
+  if (address != nullptr) (void)munmap(address, bytes);
+}
+
+std::byte* map_alias(ByteRange pages) {
+  // Length 0 duplicates a shared mapping; the duplicate has no userfaultfd.
+  void* view = mremap(pages.begin.pointer(), 0, pages.bytes(), MREMAP_MAYMOVE);
+  if (view == MAP_FAILED) return nullptr;
+  (void)madvise(view, pages.bytes(), MADV_DONTFORK);
+  return static_cast<std::byte*>(view);
+}
+
+PageMask cached(const std::byte* block_in_view, PageRun run) {
+  unsigned char present[kPagesPerBlock] = {};
+  PageMask mask;
+  void* start = const_cast<std::byte*>(block_in_view) + run.offset();
+  if (mincore(start, run.bytes(), present) != 0) return PageMask::of(run);
+  for (std::uint32_t i = 0; i < run.count; ++i)
+    if ((present[i] & 1) != 0) mask.set(run.first + i);
+  return mask;
+}
+
+int drop_pages(ByteRange pages) {
+  return madvise(pages.begin.pointer(), pages.bytes(), MADV_DONTNEED) == 0 ? 0 : errno;
+}
+
+int remove_shared(ByteRange pages) {
+  return madvise(pages.begin.pointer(), pages.bytes(), MADV_REMOVE) == 0 ? 0 : errno;
+}
+
+int populate_write(ByteRange pages) {
+  return madvise(pages.begin.pointer(), pages.bytes(), MADV_POPULATE_WRITE) == 0 ? 0 : errno;
+}
+
+bool touch_for_write(VirtAddr page) {
+  // FUTEX_WAKE_OP adds 0 to the word at `page`, atomically, and resolves faults without the right to sleep in
+  // userfaultfd (as fault_in_user_writeable() does); its other futex is a word of our own that nobody waits for.
+  static std::uint32_t own_word = 0;
+  constexpr int kAddZero = FUTEX_OP(FUTEX_OP_ADD, 0, FUTEX_OP_CMP_EQ, 0);
+  return syscall(SYS_futex, &own_word, FUTEX_WAKE_OP | FUTEX_PRIVATE_FLAG, 0, 0, page.pointer(), kAddZero) >= 0;
+}
+
+int map_bus_error(ByteRange pages) {
+  const int fd = memfd_create("uhmm-lost", MFD_CLOEXEC);
+  if (fd < 0) return errno;
+  // Beyond the end of an empty file there is nothing to map: every access is SIGBUS.
+  void* view = mmap(pages.begin.pointer(), pages.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+  const int error = view == MAP_FAILED ? errno : 0;
+  ::close(fd);
+  return error;
+}
+
+int map_zeros(ByteRange pages) {
+  void* memory = mmap(pages.begin.pointer(), pages.bytes(), PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
+  return memory == MAP_FAILED ? errno : 0;
+}
+
+}  // namespace uhmm::os

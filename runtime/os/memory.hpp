@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the kernel knows of the program's memory map, and ways to reach managed memory without ever sleeping in a fault.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "runtime/base/page_mask.hpp"
+#include "runtime/base/status.hpp"
+#include "runtime/base/types.hpp"
+
+namespace uhmm::os {
+
+enum class MappingKind : std::uint8_t { None, PrivateAnonymous, Shared, PrivateFile, Special };
+
+struct Mapping {
+  ByteRange range;
+  MappingKind kind = MappingKind::None;
+  bool readable = false;
+  bool writable = false;
+  bool executable = false;
+  std::uint64_t page_bytes = kPageBytes;
+};
+
+// The process's own /proc files, opened once. All calls are allowed on service threads.
+class ProcessMemory {
+ public:
+  Status open();
+  void close();
+
+  // The mapping that covers `address` or the next one above it; kind None when there is no more.
+  Result<Mapping> find_mapping(VirtAddr address) const;
+  // Which pages of a run of `block` have backing (present or swapped out) in the calling process's page table.
+  Result<PageMask> backed(VirtAddr block, PageRun run) const;
+  // Copy bytes out of managed memory. Absent pages end the copy instead of faulting: returns how many bytes were read.
+  std::size_t read(VirtAddr from, std::byte* to, std::size_t bytes) const;
+
+ private:
+  Result<Mapping> find_mapping_in_text(VirtAddr address) const;
+
+  int pagemap_ = -1;
+  int mem_ = -1;
+  int maps_ = -1;
+};
+
+// Address space of `bytes` with demand-zero private pages, no huge pages, not inherited by fork(). nullptr on failure.
+std::byte* map_private(std::size_t bytes);
+void unmap(void* address, std::size_t bytes);
+// A second view of a shared mapping. nullptr on failure.
+std::byte* map_alias(ByteRange pages);
+// Which pages of a shared view are in the page cache.
+PageMask cached(const std::byte* block_in_view, PageRun run);
+
+// Free private pages, or take shared pages out of the page table of the calling process. 0 or an errno.
+int drop_pages(ByteRange pages);
+// Drop a shared view's pages from the page cache as well. 0 or an errno.
+int remove_shared(ByteRange pages);
+// Give every page of our own (never of managed) memory backing. 0 or an errno.
+int populate_write(ByteRange pages);
+// An atomic write to managed memory that changes nothing: breaks the sharing that a fork left. Never sleeps in a fault:
+// false when the page is absent or may not be written.
+bool touch_for_write(VirtAddr page);
+// Put memory there whose access raises SIGBUS (for kernels without UFFDIO_POISON). 0 or an errno.
+int map_bus_error(ByteRange pages);
+// Put fresh private memory there instead. 0 or an errno.
+int map_zeros(ByteRange pages);
+
+}  // namespace uhmm::os

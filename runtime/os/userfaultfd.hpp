@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0
+// userfaultfd(2), the only place that knows <linux/userfaultfd.h>. Calls never block except read() on a blocking
+// descriptor (ours never are) and take no lock of ours.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "runtime/base/status.hpp"
+#include "runtime/base/types.hpp"
+
+namespace uhmm::os {
+
+// Which faults a registered range reports.
+enum FaultMode : unsigned { kMissing = 1, kWriteProtect = 2, kMinor = 4 };
+
+struct UffdFault {
+  VirtAddr address;  // page-aligned
+  bool is_write = false;
+  bool is_write_protect = false;  // a present page was write-protected
+  bool is_minor = false;          // shared memory: the page exists but is not mapped
+  std::uint32_t thread = 0;       // kernel thread id, 0 if unknown
+};
+
+// How far a bulk call got. `done` bytes succeeded from the start; error is the errno that stopped it, 0 if none.
+struct Progress {
+  std::uint64_t done = 0;
+  int error = 0;
+};
+
+struct UffdFeatures {
+  bool move = false;             // UFFDIO_MOVE, 6.8
+  bool poison = false;           // UFFDIO_POISON, 6.6
+  bool write_protect = false;    // on anonymous memory, 5.7
+  bool shared_missing = false;   // shmem missing faults
+  bool shared_minor = false;     // shmem minor faults, 5.14
+  bool shared_write_protect = false;  // 5.19
+  bool kernel_mode = false;      // faults of system calls reach us; else user-mode only
+  bool continue_protected = false;  // UFFDIO_CONTINUE maps write-protected, 6.4
+};
+
+class Userfaultfd {
+ public:
+  Userfaultfd() = default;
+  Userfaultfd(const Userfaultfd&) = delete;
+  Userfaultfd& operator=(const Userfaultfd&) = delete;
+  Userfaultfd(Userfaultfd&& other) noexcept;
+  Userfaultfd& operator=(Userfaultfd&& other) noexcept;
+  ~Userfaultfd();
+
+  // Opens a non-blocking, close-on-exec descriptor for the calling process with everything this kernel offers: the
+  // system call, else /dev/userfaultfd, else user-mode-only. Errors: NOT_SUPPORTED, PERMISSION, with what would help.
+  static Result<Userfaultfd> open();
+  // Takes over a descriptor made by open() in another process; `features` as that process found them.
+  static Userfaultfd adopt(int fd, const UffdFeatures& features);
+
+  int fd() const { return fd_; }
+  int release();
+  void close();
+  const UffdFeatures& features() const { return features_; }
+
+  // 0 or an errno. `mode` is a set of FaultMode.
+  int register_range(ByteRange pages, unsigned mode) const;
+  int unregister_range(ByteRange pages) const;
+
+  // Pages from `from` (private anonymous memory of this process) into the absent pages at `to`; wakes faults there
+  // unless told not to. Errors: EEXIST (present), EAGAIN (map is changing), EBUSY (pinned or shared after fork),
+  // ENOENT (source hole), EINVAL (kinds or permissions differ).
+  Progress move(VirtAddr to, VirtAddr from, std::uint64_t bytes, bool wake = true) const;
+  Progress copy(VirtAddr to, const void* from, std::uint64_t bytes, bool write_protected = false) const;
+  Progress zero(VirtAddr to, std::uint64_t bytes) const;
+  // Map shared pages that exist already.
+  Progress map_existing(ByteRange pages, bool write_protected) const;
+  // Poisoned pages raise SIGBUS.
+  Progress poison(ByteRange pages) const;
+  // 0 or an errno. Clearing protection wakes faults there.
+  int write_protect(ByteRange pages, bool on) const;
+  void wake(ByteRange pages) const;
+
+  // How many faults were stored; 0 when none are pending.
+  std::size_t read(std::span<UffdFault> faults) const;
+
+ private:
+  int fd_ = -1;
+  UffdFeatures features_;
+};
+
+}  // namespace uhmm::os

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: Apache-2.0
+// A registered byte range and its policy.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "runtime/backend/device.hpp"
+#include "runtime/base/lock.hpp"
+#include "runtime/base/types.hpp"
+#include "runtime/state/locality.hpp"
+#include "runtime/trace/trace.hpp"
+
+namespace uhmm::state {
+
+enum class Backing : std::uint8_t { Private, Shared };
+
+struct Advice {
+  std::atomic<std::uint32_t> preferred{~0u};  // processor, ~0 for none
+  std::atomic<std::uint32_t> accessed_by{0};  // bit per processor
+  std::atomic<bool> read_mostly{false};
+  std::atomic<bool> pinned{false};
+};
+
+struct Range {
+  Range(ByteRange span, Backing kind) : bytes(span), pages(span.to_pages()), backing(kind) {}
+
+  const ByteRange bytes;  // as registered
+  const ByteRange pages;  // every page it touches
+  const Backing backing;
+  std::byte* alias = nullptr;  // shared memory: our own view of `pages`
+  std::atomic<bool> can_move{false};  // UFFDIO_MOVE may be tried on it
+  std::atomic<bool> closing{false};  // being unregistered: nothing leaves system memory any more
+  std::atomic<std::uint32_t> holds{0};  // acquires and queued stream work
+  std::atomic<std::uint32_t> pool{0};   // pool index for its pages, 0 the default
+  Advice advice;
+
+  // Arming: userfaultfd watches the range only while something of it is away or duplicated.
+  RankedMutex<LockRank::Arm> arm_mutex;
+  bool armed = false;               // guarded by arm_mutex
+  std::uint32_t departures = 0;     // guarded by arm_mutex: operations that need it armed right now
+  std::atomic<std::int64_t> pages_out{0};  // pages of it in state shared, device, exclusive
+
+  // Device windows. `attached` bit d: windows[d] is valid; set under arm_mutex, read anywhere.
+  std::array<backend::Window, kMaxDevices> windows{};
+  std::atomic<std::uint32_t> attached{0};
+
+  Locality cpu_locality;
+  Locality device_locality;
+  trace::Counters counters;
+};
+
+}  // namespace uhmm::state

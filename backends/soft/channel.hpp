@@ -98,6 +98,8 @@ struct Control {
   std::uint32_t workers;
   std::uint32_t processor;  // what kernels see as their device
 
+  std::atomic<std::uint32_t> started;  // threads that are up
+
   alignas(64) std::atomic<std::uint32_t> doorbell;  // futex of idle workers
   std::atomic<std::uint32_t> sleepers;              // idle workers
   alignas(64) std::atomic<std::uint64_t> ready;     // bit s: slot s may have cells to claim

@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "runtime/os/process.hpp"
+#include "runtime/os/thread.hpp"
 #include "runtime/os/userfaultfd.hpp"
 
 namespace uhmm::soft {
@@ -16,6 +17,7 @@ namespace {
 // Where ExitContext (crash.cpp) and stdout's buffer lie, at the far end of the first thread's stack.
 constexpr std::size_t kExitContextBytes = 4096;
 constexpr std::size_t kOutputBytes = 16 << 10;
+constexpr std::uint64_t kStartNs = 5'000'000'000;
 
 struct ThreadStart {
   const DeviceProcess* process = nullptr;
@@ -95,6 +97,8 @@ void* thread_main(void* argument) {
   char name[16] = {};
   std::snprintf(name, sizeof(name), is_worker ? "%.6s-work%u" : "%.6s-ctl%u", process.name, index % 1000);
   os::name_thread(name);
+  control.started.fetch_add(1, std::memory_order_acq_rel);
+  os::futex_wake_shared(control.started, 1);
   if (is_worker) run_worker(control, index);
   // On the CPU of the threads that use this mailbox: waking a thread of the same CPU costs a tenth of waking one on an
   // idle CPU, and the caller sleeps meanwhile.
@@ -168,6 +172,14 @@ UHMM_NO_SANITIZE void device_process_main(void* argument) {
       error = os::make_accessible({VirtAddr{area.stack(thread)}, VirtAddr{area.stack(thread) + kStackBytes}});
     if (error == 0) error = start_thread(&starts[thread]);
     if (error != 0) refuse(process, fail_errno("starting a thread of the device", error), last_detail());
+  }
+  // A lock that some thread of the program held at the moment of the copy can stop a thread here for ever: with
+  // sanitizers older than 2023, whose allocators are not prepared for fork().
+  const std::uint64_t deadline = os::now_ns() + kStartNs;
+  for (std::uint32_t up; (up = process.control->started.load(std::memory_order_acquire)) != area.threads;) {
+    if (os::now_ns() > deadline)
+      refuse(process, UHMM_ERR_TIMEOUT, "its threads hang at their start: a lock was held when the process was copied");
+    os::futex_wait_shared(process.control->started, up, 100'000'000);
   }
   char name[16] = {};
   std::snprintf(name, sizeof(name), "%.6s-dev", process.name);

@@ -201,6 +201,11 @@ Status SoftDevice::do_poison(ByteRange pages) {
   return progress.error == 0 ? Status{} : page_table_error("poisoning", pages, progress.error);
 }
 
+Status SoftDevice::do_map_host(const backend::Window& /*window*/, ByteRange pages) {
+  const int error = os::map_file_fixed(pages, memory_file_, pages.begin.value, true);
+  return error == 0 ? Status{} : fail_errno("mapping device memory into the program", error);
+}
+
 void SoftDevice::do_wake(ByteRange pages) {
   if (open_now()) uffd_.wake(pages);
 }

@@ -45,6 +45,7 @@ class SoftDevice final : public backend::Device {
   Status do_unmap(std::span<const ByteRange> pages) override;
   Status do_unmap_and_free(const backend::Window& window, ByteRange pages) override;
   Status do_poison(ByteRange pages) override;
+  Status do_map_host(const backend::Window& window, ByteRange pages) override;
   void do_wake(ByteRange pages) override;
   Result<backend::Ticket> do_launch(const backend::Launch& launch) override;
   bool do_finished(backend::Ticket ticket) const override;

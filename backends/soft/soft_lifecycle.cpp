@@ -128,6 +128,7 @@ void SoftDevice::prepare_control() {
   control.mailboxes = std::min(area_.threads - capabilities_.workers, kMostMailboxes);
   control.workers = capabilities_.workers;
   control.processor = options_.processor;
+  control.started.store(0);
   control.sleepers.store(0);
   control.ready.store(0);
   control.last_words.taken.store(0);

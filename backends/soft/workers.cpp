@@ -95,7 +95,7 @@ void finish_cells(Control& control, const Claim& claim) {
       last = claim.slot;
       // What earlier launches wrote happened before this one: the program saw their end before it posted this. The
       // segment's other words prove it to no tool that watches this process alone.
-      (void)control.finished_bell.load(std::memory_order_acquire);
+      (void)control.unfinished.load(std::memory_order_acquire);
       record.slot.store(claim.slot, std::memory_order_relaxed);
       record.generation.store(claim.generation, std::memory_order_relaxed);
       record.kernel.store(reinterpret_cast<std::uint64_t>(control.slot[claim.slot].kernel), std::memory_order_relaxed);

@@ -107,6 +107,14 @@ Status Device::poison(ByteRange pages) {
   return do_poison(pages);
 }
 
+Status Device::map_host(const Window& window, ByteRange pages) {
+  UHMM_CHECK(inside(window, pages), "mapped pages belong to the window");
+  if (!capabilities().coherent)
+    return fail(UHMM_ERR_NOT_SUPPORTED, "device %s is private: the CPU can't map its memory", capabilities().name);
+  UHMM_MAY_FAIL(DeviceMap);
+  return do_map_host(window, pages);
+}
+
 void Device::wake(ByteRange pages) {
   UHMM_CHECK(page_aligned(pages), "whole pages are woken");
   do_wake(pages);

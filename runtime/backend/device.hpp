@@ -93,6 +93,9 @@ class Device {
   Status unmap_and_free(const Window& window, ByteRange pages);
   // Any access by the device to these absent pages fails (a kernel that touches them crashes).
   Status poison(ByteRange pages);
+  // Coherent devices: put a mapping of the device's memory into the program's address space at the same addresses,
+  // replacing what is mapped there. NOT_SUPPORTED on private devices.
+  Status map_host(const Window& window, ByteRange pages);
   // Retry faults in `pages`.
   void wake(ByteRange pages);
 
@@ -138,6 +141,7 @@ class Device {
   virtual Status do_unmap(std::span<const ByteRange> pages) = 0;
   virtual Status do_unmap_and_free(const Window& window, ByteRange pages) = 0;
   virtual Status do_poison(ByteRange pages) = 0;
+  virtual Status do_map_host(const Window& window, ByteRange pages) = 0;
   virtual void do_wake(ByteRange pages) = 0;
   virtual Result<Ticket> do_launch(const Launch& launch) = 0;
   virtual bool do_finished(Ticket ticket) const = 0;

@@ -2,6 +2,7 @@
 #include "runtime/engine/migrator.hpp"
 
 #include "runtime/base/check.hpp"
+#include "runtime/engine/coherent.hpp"
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/pool_calls.hpp"
@@ -156,6 +157,23 @@ void commit_to(Block& block, PageEvent event, const PageMask& pages, DeviceIndex
   block.commit(want == Want::Exclusive ? PageEvent::MakeExclusive : event, pages, index);
 }
 
+// What the CPU maps in place on another device comes home before it can go on to this one.
+Outcome end_foreign_places(Context& context, const Segment& segment, const PageMask& pages, DeviceIndex index,
+                           uhmm_cause cause) {
+  PageMask foreign;
+  {
+    const std::scoped_lock lock(segment.block->mutex);
+    const BlockDevice* part = segment.block->find_device(index);
+    foreign = segment.block->in_place & pages;
+    if (part != nullptr && cause != UHMM_CAUSE_EXCLUSIVE) foreign -= part->resident;
+  }
+  if (foreign.none()) return {};
+  const Outcome home = to_system(context, segment, foreign, Want::Move, cause);
+  Outcome out;
+  out.status = home.status;
+  return out;
+}
+
 }  // namespace
 
 Outcome& Outcome::operator+=(const Outcome& other) {
@@ -180,7 +198,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   const DeviceIndex index = request.device;
   const Want want = request.want;
   const uhmm_cause cause = request.cause;
-  Outcome out;
+  Outcome out = end_foreign_places(context, segment, pages, index, cause);
   Block& block = *segment.block;
   Range& range = *segment.range;
   const std::uint64_t started = os::now_ns();
@@ -298,6 +316,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   const PageMask resident = pages & part->resident;
   map_resident(context, index, *part, resident.minus(block.system), true);
   map_resident(context, index, *part, resident & block.system, false);
+  if (want != Want::Exclusive) map_in_place(context, segment, index, arrived.minus(duplicated) | (taken & plan.upgrade));
   refresh_list(context, index, *part, true);
   refresh_others(context, segment, index.value);
 
@@ -389,8 +408,13 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
       if (theirs.none()) continue;
       const std::uint64_t copy_started = os::now_ns();
       Status status;
-      const Want how = block.exclusive.intersects(theirs) ? Want::Move : want;
-      const PageMask came = bring_home(context, segment, index, *part, theirs, how, status);
+      const bool whole = block.exclusive.intersects(theirs) || block.in_place.intersects(theirs);
+      const Want how = whole ? Want::Move : want;
+      const PageMask in_place = theirs & block.in_place;
+      PageMask came;
+      if (in_place.any()) came = bring_home_from_place(context, segment, index, in_place, status);
+      if (status.ok() && theirs != in_place)
+        came |= bring_home(context, segment, index, *part, theirs.minus(in_place), how, status);
       if (!status.ok() && out.status.ok()) out.status = status;
       out.skipped += theirs.minus(came).count();
       if (came.none()) continue;
@@ -479,6 +503,7 @@ Status discard(Context& context, const Segment& segment, PageMask pages) {
     if (!context.uffd.features().poison) {
       (pages & block.lost).for_each_run([&](PageRun run) { (void)os::map_zeros(block.range_of(run)); });
     }
+    replace_by_zeros(context, segment, pages & block.in_place);
     block.commit(PageEvent::Discard, pages, DeviceIndex{0});
     for (BlockDevice* part : block.devices) {
       if (part == nullptr) continue;
@@ -506,6 +531,7 @@ std::uint64_t lose(Context& context, const Segment& segment, DeviceIndex index) 
     forget_memory(context, index, *part, mine & (part->allocated | part->mapped));
     refresh_list(context, index, *part, false);
     const PageMask lost = block.lost.minus(before);
+    replace_by_zeros(context, segment, lost & block.in_place);
     unprotect_pages(context, segment, held.minus(lost).minus(block.shared()));
     poison_pages(context, segment, lost);
     count = lost.count();
@@ -529,6 +555,7 @@ void refuse(Context& context, const Segment& segment, PageMask pages) {
     block.commit(PageEvent::DeviceLost, theirs, index);
     refresh_list(context, index, *part, false);
   }
+  replace_by_zeros(context, segment, pages & block.in_place);
   poison_pages(context, segment, pages);
 }
 

@@ -162,6 +162,16 @@ std::byte* map_private(std::size_t bytes) {
   return static_cast<std::byte*>(memory);
 }
 
+std::byte* map_plain(std::size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return memory == MAP_FAILED ? nullptr : static_cast<std::byte*>(memory);
+}
+
+int move_mapping(std::byte* from, ByteRange to) {
+  void* moved = mremap(from, to.bytes(), to.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, to.begin.pointer());
+  return moved == MAP_FAILED ? errno : 0;
+}
+
 void unmap(void* address, std::size_t bytes) {
   if (address != nullptr) (void)munmap(address, bytes);
 }

@@ -45,6 +45,10 @@ class ProcessMemory {
 
 // Address space of `bytes` with demand-zero private pages, no huge pages, not inherited by fork(). nullptr on failure.
 std::byte* map_private(std::size_t bytes);
+// The same as a program gets from mmap(): for memory that becomes the program's.
+std::byte* map_plain(std::size_t bytes);
+// Atomically puts the mapping at `from` over `to`, replacing what was there. 0 or an errno.
+int move_mapping(std::byte* from, ByteRange to);
 void unmap(void* address, std::size_t bytes);
 // A second view of a shared mapping. nullptr on failure.
 std::byte* map_alias(ByteRange pages);

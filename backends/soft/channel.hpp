@@ -2,8 +2,8 @@
 // The control segment: memory that the program and one device process share, at the same address in both. Requests,
 // launches and the last words of a crashing device go through it; page contents never do, except those of access().
 //
-// The host must survive whatever a kernel writes here by accident: it follows no pointer that it reads from the segment,
-// and every wait for the device is bounded and looks whether the process still lives.
+// The host must survive whatever a kernel writes here by accident: it follows no pointer that it reads from the
+// segment, and every wait for the device is bounded and looks whether the process still lives.
 #pragma once
 
 #include <atomic>
@@ -42,7 +42,7 @@ struct alignas(64) Mailbox {
   std::atomic<std::uint32_t> state;  // MailboxState; a futex for both sides
   Operation operation;
   std::uint32_t count;
-  std::int32_t error;     // errno of the first range that failed
+  std::int32_t error;       // errno of the first range that failed
   std::uint32_t succeeded;  // ranges before it
   struct {
     std::uint64_t begin, end;
@@ -51,8 +51,9 @@ struct alignas(64) Mailbox {
 
 // ------------------------------------------------------------------- launches
 
-// Generations have 24 bits and count a slot's launches. `next` is generation << kCellBits | first cell that nobody has claimed. A worker claims with compare-exchange, so a
-// claim proves that the slot still holds the launch that the worker read. kIdle: a slot that is being filled.
+// Generations have 24 bits and count a slot's launches. `next` is generation << kCellBits | first cell that nobody has
+// claimed. A worker claims with compare-exchange, so a claim proves that the slot still holds the launch that the
+// worker read. kIdle: a slot that is being filled.
 inline constexpr std::uint64_t kCellMask = (std::uint64_t{1} << kCellBits) - 1;
 inline constexpr std::uint64_t kIdle = kCellMask;
 inline constexpr std::uint32_t kGenerationMask = (1u << (64 - kCellBits)) - 1;
@@ -100,10 +101,10 @@ struct Control {
 
   std::atomic<std::uint32_t> started;  // threads that are up
 
-  alignas(64) std::atomic<std::uint32_t> doorbell;  // futex of idle workers
-  std::atomic<std::uint32_t> sleepers;              // idle workers
-  alignas(64) std::atomic<std::uint64_t> ready;     // bit s: slot s may have cells to claim
-  alignas(64) std::atomic<std::uint32_t> unfinished;  // launches
+  alignas(64) std::atomic<std::uint32_t> doorbell;       // futex of idle workers
+  std::atomic<std::uint32_t> sleepers;                   // idle workers
+  alignas(64) std::atomic<std::uint64_t> ready;          // bit s: slot s may have cells to claim
+  alignas(64) std::atomic<std::uint32_t> unfinished;     // launches
   alignas(64) std::atomic<std::uint32_t> finished_bell;  // futex of host threads that wait for a free slot
   std::atomic<std::uint32_t> slot_waiters;
 
@@ -156,8 +157,7 @@ struct ThreadRecord {
 struct Hello {
   std::uint32_t ok;
   std::uint32_t status;  // uhmm_status when not ok
-  bool move, poison, write_protect, shared_missing, shared_minor, shared_write_protect, kernel_mode,
-      continue_protected;
+  bool move, poison, write_protect, shared_missing, shared_minor, shared_write_protect, kernel_mode, continue_protected;
   char detail[192];
 };
 

@@ -66,8 +66,8 @@ void on_exit_called(int status, void* argument) {
   const auto* context = static_cast<const ExitContext*>(argument);
   const std::uint32_t thread = context->area.thread_of(__builtin_frame_address(0));
   const std::uint32_t first_worker = context->control->mailboxes;
-  const std::uint32_t worker = thread >= first_worker && thread < context->area.threads ? thread - first_worker
-                                                                                        : kMostWorkers;
+  const std::uint32_t worker =
+      thread >= first_worker && thread < context->area.threads ? thread - first_worker : kMostWorkers;
   speak(*context->control, worker, EndKind::Exit, status, 0, 0);
   os::exit_now(status);
 }

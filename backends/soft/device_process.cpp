@@ -52,14 +52,10 @@ struct ThreadVector {
 
 int perform(const DeviceProcess& process, Operation operation, ByteRange range) {
   switch (operation) {
-    case Operation::MapInaccessible:
-      return os::map_file_fixed(range, process.memory_file, range.begin.value, false);
-    case Operation::MakeAccessible:
-      return os::make_accessible(range);
-    case Operation::Remove:
-      return os::map_nothing_fixed(range);  // not a hole: a library might map something there
-    case Operation::DropPageTable:
-      return os::drop_page_tables(range);
+    case Operation::MapInaccessible: return os::map_file_fixed(range, process.memory_file, range.begin.value, false);
+    case Operation::MakeAccessible: return os::make_accessible(range);
+    case Operation::Remove: return os::map_nothing_fixed(range);  // not a hole: a library might map something there
+    case Operation::DropPageTable: return os::drop_page_tables(range);
   }
   return 22;  // EINVAL
 }
@@ -167,7 +163,8 @@ UHMM_NO_SANITIZE void device_process_main(void* argument) {
   ThreadStart starts[kMostMailboxes + kMostWorkers];
   for (std::uint32_t thread = 0; thread < area.threads; ++thread) {
     starts[thread] = {&process, thread};
-    int error = os::make_accessible({VirtAddr{area.alternate(thread)}, VirtAddr{area.alternate(thread) + kAlternateBytes}});
+    int error =
+        os::make_accessible({VirtAddr{area.alternate(thread)}, VirtAddr{area.alternate(thread) + kAlternateBytes}});
     if (error == 0)
       error = os::make_accessible({VirtAddr{area.stack(thread)}, VirtAddr{area.stack(thread) + kStackBytes}});
     if (error == 0) error = start_thread(&starts[thread]);

@@ -22,7 +22,8 @@ void for_each_executable(Visit&& visit) {
           const auto& header = info->dlpi_phdr[i];
           if (header.p_type != PT_LOAD || (header.p_flags & PF_X) == 0) continue;
           const std::uint64_t begin = info->dlpi_addr + header.p_vaddr;
-          (*static_cast<std::remove_reference_t<Visit>*>(data))(ByteRange{VirtAddr{begin}, VirtAddr{begin + header.p_memsz}});
+          (*static_cast<std::remove_reference_t<Visit>*>(data))(
+              ByteRange{VirtAddr{begin}, VirtAddr{begin + header.p_memsz}});
         }
         return 0;
       },
@@ -64,8 +65,9 @@ Status KernelRegistry::record() {
 
 Status KernelRegistry::check(const void* kernel) {
   const VirtAddr address{kernel};
-  const ByteRange* after = std::upper_bound(segments_, segments_ + count_, address,
-                                            [](VirtAddr value, const ByteRange& segment) { return value < segment.begin; });
+  const ByteRange* after =
+      std::upper_bound(segments_, segments_ + count_, address,
+                       [](VirtAddr value, const ByteRange& segment) { return value < segment.begin; });
   if (after != segments_ && (after - 1)->contains(address)) {
     remember(kernel);
     return {};

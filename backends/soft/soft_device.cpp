@@ -44,8 +44,8 @@ Status for_runs(const backend::Window& window, ByteRange pages, Visit&& visit) {
 
 // ------------------------------------------------------------------------- data
 
-// Pages that have memory are written through the window, which is fastest. Pages that have none are written by the file:
-// that allocates without zeroing first, and lack of memory is an error there, not a SIGBUS here.
+// Pages that have memory are written through the window, which is fastest. Pages that have none are written by the
+// file: that allocates without zeroing first, and lack of memory is an error there, not a SIGBUS here.
 Status SoftDevice::do_copy_in(const backend::Window& window, ByteRange pages, const std::byte* from) {
   if (!open_now()) return lost_status();
   const std::uint64_t deadline = link_deadline(pages.bytes());
@@ -179,7 +179,8 @@ Status SoftDevice::do_map(ByteRange pages, backend::MapAccess access) {
 Status SoftDevice::do_protect(ByteRange pages, backend::MapAccess access) {
   if (!open_now()) return lost_status();
   if (!uffd_.features().shared_write_protect)
-    return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel cannot write-protect shared memory by userfaultfd (5.19 and later)");
+    return fail(UHMM_ERR_NOT_SUPPORTED,
+                "this kernel cannot write-protect shared memory by userfaultfd (5.19 and later)");
   const int error = uffd_.write_protect(pages, access == backend::MapAccess::Read);
   return error == 0 ? Status{} : page_table_error("protecting", pages, error);
 }
@@ -195,8 +196,7 @@ Status SoftDevice::do_unmap_and_free(const backend::Window& window, ByteRange pa
 
 Status SoftDevice::do_poison(ByteRange pages) {
   if (!open_now()) return lost_status();
-  if (!uffd_.features().poison)
-    return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel has no UFFDIO_POISON (6.6 and later)");
+  if (!uffd_.features().poison) return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel has no UFFDIO_POISON (6.6 and later)");
   const os::Progress progress = uffd_.poison(pages);
   return progress.error == 0 ? Status{} : page_table_error("poisoning", pages, progress.error);
 }
@@ -215,8 +215,7 @@ std::size_t SoftDevice::do_read_faults(std::span<backend::DeviceFault> faults) {
   os::UffdFault read[kBatch];
   if (!open_now()) return 0;
   const std::size_t count = uffd_.read(std::span(read).first(std::min(kBatch, faults.size())));
-  for (std::size_t i = 0; i < count; ++i)
-    faults[i] = {read[i].address, read[i].is_write, read[i].is_write_protect};
+  for (std::size_t i = 0; i < count; ++i) faults[i] = {read[i].address, read[i].is_write, read[i].is_write_protect};
   return count;
 }
 

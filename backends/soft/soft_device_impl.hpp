@@ -2,9 +2,9 @@
 // The program's side of a soft device. Three files implement it: soft_device.cpp (data and page table),
 // soft_lifecycle.cpp (process, windows, death) and soft_launch.cpp (kernels).
 //
-// One object lives through several processes: each open() after a loss is a new incarnation. The control segment and the
-// process's private area keep their addresses, so a thread that still waits for a launch of the lost process looks at
-// valid memory.
+// One object lives through several processes: each open() after a loss is a new incarnation. The control segment and
+// the process's private area keep their addresses, so a thread that still waits for a launch of the lost process looks
+// at valid memory.
 #pragma once
 
 #include <array>

@@ -141,9 +141,7 @@ Status SoftDevice::do_wait(backend::Ticket ticket) {
   return launch_outcome(ticket);
 }
 
-bool SoftDevice::do_busy() const {
-  return open_now() && control_->unfinished.load(std::memory_order_seq_cst) != 0;
-}
+bool SoftDevice::do_busy() const { return open_now() && control_->unfinished.load(std::memory_order_seq_cst) != 0; }
 
 Status SoftDevice::do_check_kernel(uhmm_kernel kernel) const {
   if (!open_now()) return lost_status();

@@ -101,7 +101,8 @@ Status SoftDevice::prepare_memory() {
     void* area = mmap(nullptr, bytes + kAlternateBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (area == MAP_FAILED) return fail_errno("address space for the device's stacks", errno);
     auto* start = static_cast<std::byte*>(area);
-    const std::size_t skip = (kAlternateBytes - reinterpret_cast<std::uintptr_t>(start) % kAlternateBytes) % kAlternateBytes;
+    const std::size_t skip =
+        (kAlternateBytes - reinterpret_cast<std::uintptr_t>(start) % kAlternateBytes) % kAlternateBytes;
     if (skip != 0) munmap(start, skip);
     if (skip != kAlternateBytes) munmap(start + skip + bytes, kAlternateBytes - skip);
     area_.base = start + skip;
@@ -111,10 +112,11 @@ Status SoftDevice::prepare_memory() {
 
   struct rlimit limit {};
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur < kFileBytes)
-    return fail(UHMM_ERR_NOT_SUPPORTED,
-                "the limit on file sizes is %llu bytes and device memory is a (sparse) file of 2^47: run with `ulimit -f "
-                "unlimited`",
-                static_cast<unsigned long long>(limit.rlim_cur));
+    return fail(
+        UHMM_ERR_NOT_SUPPORTED,
+        "the limit on file sizes is %llu bytes and device memory is a (sparse) file of 2^47: run with `ulimit -f "
+        "unlimited`",
+        static_cast<unsigned long long>(limit.rlim_cur));
   char name[80];
   std::snprintf(name, sizeof(name), "uhmm-%s", options_.name);
   memory_file_ = os::make_memory_file(name, kFileBytes);
@@ -289,8 +291,8 @@ void SoftDevice::compose_reason() {
   }
   const char* who = kernel[0] != '\0' ? "kernel " : "the device process";
   if (kind == EndKind::Signal) {
-    std::snprintf(reason_, sizeof(reason_), "%s%.88s crashed: SIG%.8s at address 0x%llx, instruction 0x%llx", who, kernel,
-                  signal_text(words.number), static_cast<unsigned long long>(words.address),
+    std::snprintf(reason_, sizeof(reason_), "%s%.88s crashed: SIG%.8s at address 0x%llx, instruction 0x%llx", who,
+                  kernel, signal_text(words.number), static_cast<unsigned long long>(words.address),
                   static_cast<unsigned long long>(words.instruction));
     return;
   }

@@ -100,8 +100,8 @@ void plain_name(const char* mangled, std::span<char> text) {
     // Without its namespaces when there is no room: the last part says most.
     const std::size_t needed = (parts > 0 ? 2 : 0) + (anonymous ? 11 : length);
     if (used + needed + 1 > text.size()) return;
-    used += static_cast<std::size_t>(std::snprintf(text.data() + used, text.size() - used, "%s%.*s", parts > 0 ? "::" : "",
-                                                   static_cast<int>(anonymous ? 11 : length),
+    used += static_cast<std::size_t>(std::snprintf(text.data() + used, text.size() - used, "%s%.*s",
+                                                   parts > 0 ? "::" : "", static_cast<int>(anonymous ? 11 : length),
                                                    anonymous ? "(anonymous)" : at));
     at += length;
     ++parts;

@@ -72,7 +72,8 @@ void run_cells(Control& control, const Claim& claim, std::uint32_t worker) {
 
 void finish_cells(Control& control, const Claim& claim) {
   Slot& slot = control.slot[claim.slot];
-  const std::uint64_t cells = slot.cells.load(std::memory_order_relaxed);  // the slot can be refilled once `done` says so
+  const std::uint64_t cells =
+      slot.cells.load(std::memory_order_relaxed);  // the slot can be refilled once `done` says so
   if (slot.done.fetch_add(claim.count, std::memory_order_acq_rel) + claim.count != cells) return;
   // First not busy, then finished: who waited for the launch finds the device idle.
   control.unfinished.fetch_sub(1, std::memory_order_seq_cst);

@@ -285,7 +285,7 @@ UHMM_API uhmm_status uhmm_range_set_pool(const void* address, uhmm_pool pool);
 UHMM_API uhmm_status uhmm_register(void* address, size_t length);
 /*
  * End management: every page is brought back first. `address` must be the start of a registered range.
- * Errors: NOT_REGISTERED; DATA_LOST (done, but lost pages stay lost); BUSY (a stream or acquire still uses it).
+ * Errors: NOT_REGISTERED; DATA_LOST (done, but lost pages stay lost); BUSY (an acquire still holds it).
  */
 UHMM_API uhmm_status uhmm_unregister(void* address);
 

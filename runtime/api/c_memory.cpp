@@ -9,7 +9,6 @@
 using namespace uhmm;
 using api::Runtime;
 using engine::Counts;
-using engine::MigrateRequest;
 using engine::Want;
 
 namespace {

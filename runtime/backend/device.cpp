@@ -21,8 +21,8 @@ Status injected(inject::Point point) { return fail(UHMM_ERR_SYSTEM, "injected fa
 
 }  // namespace
 
-#define UHMM_MAY_FAIL(point)                                                       \
-  do {                                                                             \
+#define UHMM_MAY_FAIL(point)                                                              \
+  do {                                                                                    \
     if (inject::should_fail(inject::Point::point)) return injected(inject::Point::point); \
   } while (0)
 

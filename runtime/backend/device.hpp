@@ -39,7 +39,7 @@ struct Window {
 };
 
 struct DeviceFault {
-  VirtAddr address;            // page-aligned
+  VirtAddr address;  // page-aligned
   bool is_write = false;
   bool is_protection = false;  // the page is mapped read-only and was written
 };

@@ -22,7 +22,7 @@ constexpr std::uint32_t kRecords = 256;
 // memory is a valid empty queue and the first constructor of the program may log.
 struct Record {
   std::atomic<std::uint32_t> turn;
-  Level level;
+  Level level = Level::Debug;
   char text[256 - sizeof(std::atomic<std::uint32_t>) - sizeof(Level)];
 };
 static_assert(sizeof(Record) == 256);

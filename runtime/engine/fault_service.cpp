@@ -167,7 +167,8 @@ void handle_device_death(Context& context, DeviceIndex index) {
   std::copy(std::begin(reason), std::end(reason), std::begin(slot.lost_reason));
   log::write(log::Level::Error, "device %u lost: %s", index.processor(), reason);
   context.record(UHMM_EVENT_DEVICE_LOST, UHMM_CAUSE_DEVICE_LOST, {}, 0, index.processor());
-  for (const auto& [begin, range] : context.space.ranges()) {
+  for (const auto& entry : context.space.ranges()) {
+    const Range* range = entry.second;
     (void)context.space.for_each_segment(range->pages, false, [&](const Segment& segment) {
       if (segment.range == range) (void)lose(context, segment, index);
       return Status{};

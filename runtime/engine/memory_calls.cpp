@@ -261,7 +261,8 @@ SnapshotPart snapshot_part(Context& context, VirtAddr page, std::uint32_t count)
 Status bring_home(Context& context, std::uint32_t only_device, uhmm_cause cause) {
   std::uint64_t failed = 0;
   const Operation operation(context);
-  for (const auto& [begin, range] : context.space.ranges()) {
+  for (const auto& entry : context.space.ranges()) {
+    const Range* range = entry.second;
     if (range->pages_out.load() == 0) continue;
     (void)context.space.for_each_segment(range->pages, false, [&](const Segment& segment) {
       if (segment.range != range) return Status{};

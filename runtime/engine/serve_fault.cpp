@@ -7,6 +7,7 @@
 #include "runtime/engine/prefetch.hpp"
 #include "runtime/os/thread.hpp"
 #include "runtime/policy/fault_around.hpp"
+#include "runtime/policy/placement.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -120,7 +121,8 @@ bool CpuService::serve() {
       }
       const policy::FaultWindow window = decide(context, range->cpu_locality, segment, page, 1);
       const PageMask pages = window_mask(segment, page, window.pages) & seen.away;
-      const bool duplicate = !fault.is_write && range->advice.read_mostly.load();
+      const bool duplicate =
+          !fault.is_write && policy::keeps_copy(range->advice, DeviceIndex{seen.holder}.processor());
       const Outcome out = to_system(context, segment, pages, duplicate ? Want::Duplicate : Want::Move,
                                     UHMM_CAUSE_CPU_FAULT);
       if (out.moved == 0 || !out.status.ok()) context.uffd.wake(page_at(address));
@@ -220,8 +222,12 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
           policy::learn_device_write(range->device_locality, true, window.pages);
           pages &= seen.shared;
           pages.set(page);
-        } else if (!fault.is_write && !policy::predict_device_write(range->device_locality)) {
+        } else if (!fault.is_write && !policy::moves_on_read(*range)) {
           request.want = Want::Duplicate;
+          // A copy that another device should keep becomes the one to duplicate.
+          if (seen.kind == PageKind::Device && seen.holder != index.value &&
+              policy::keeps_copy(range->advice, DeviceIndex{seen.holder}.processor()))
+            (void)to_system(context, segment, pages & seen.away, Want::Duplicate, UHMM_CAUSE_DEVICE_FAULT);
         }
         // Fault-around brings what has contents; it gives backing to more than one page only along a confirmed walk.
         if (window.pages <= kSmallestDeviceWindow) request.populate = PageMask::of({page, 1});

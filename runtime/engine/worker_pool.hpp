@@ -102,7 +102,8 @@ auto WorkerPool::call(Function function) -> std::invoke_result_t<Function&> {
     char detail[kDetailBytes] = {};
     std::atomic<std::uint32_t> done{0};
   };
-  static_assert(sizeof(Call) <= kCallBytes && alignof(Call) <= 64);
+  static_assert(sizeof(Call) <= kCallBytes);
+  static_assert(alignof(Call) <= alignof(CallRoom));
   const std::uint32_t room = claim_call();
   Call* pending = new (calls_[room].bytes) Call(function);
   pending->run = [](Work& work) {

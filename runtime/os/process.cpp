@@ -79,8 +79,8 @@ pid_t run_helper(void (*body)(void*), void* argument, void* stack_top) {
       "hlt\n"
       "1:"
       : "+a"(result)
-      : "D"(kFlags), "S"(stack_top), "r"(ptid), "r"(ctid), "r"(tls), "r"(body_register), "r"(argument_register),
-        [exit] "i"(SYS_exit_group)
+      : "D"(kFlags), "S"(stack_top), "r"(ptid), "r"(ctid), "r"(tls), "r"(body_register),
+        "r"(argument_register), [exit] "i"(SYS_exit_group)
       : "rcx", "r11", "memory", "cc");
   if (result < 0) {
     errno = static_cast<int>(-result);
@@ -142,9 +142,7 @@ int spawn_process(void (*child_main)(void*), void* argument, void* stack_top, Sp
 bool spawning_in_this_thread() { return spawning; }
 bool in_device_process() { return device_process.load(std::memory_order_relaxed); }
 
-int open_own_pidfd() {
-  return above_stdio(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0)));
-}
+int open_own_pidfd() { return above_stdio(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0))); }
 
 bool process_ended(int pidfd, int timeout_ms) {
   pollfd entry{pidfd, POLLIN, 0};

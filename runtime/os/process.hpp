@@ -23,8 +23,9 @@ struct SpawnedProcess {
 };
 
 // Runs child_main(argument) in a new process that is a copy of this one, as after fork(): the C library, the allocator
-// and pthread_atfork handlers are in order, only the calling thread exists there, all signals are blocked. It runs on the
-// stack that ends at `stack_top` (64 KiB or more, readable and writable, 16-byte aligned); child_main must not return.
+// and pthread_atfork handlers are in order, only the calling thread exists there, all signals are blocked. It runs on
+// the stack that ends at `stack_top` (64 KiB or more, readable and writable, 16-byte aligned); child_main must not
+// return.
 //
 // The process is *not* a child of this one: the program's own `while (wait(NULL) > 0)` must not hang on it, no
 // waitpid(-1) may reap it and no SIGCHLD may announce it. Init reaps it; its pidfd tells of its end.

@@ -99,8 +99,9 @@ int receive_message(int socket, void* bytes, std::size_t size, int timeout_ms, M
 }
 
 int map_file_fixed(ByteRange pages, int file, std::uint64_t offset, bool accessible) {
-  const long result = syscall(SYS_mmap, pages.begin.value, pages.bytes(), accessible ? PROT_READ | PROT_WRITE : PROT_NONE,
-                              MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file, offset);
+  const long result =
+      syscall(SYS_mmap, pages.begin.value, pages.bytes(), accessible ? PROT_READ | PROT_WRITE : PROT_NONE,
+              MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file, offset);
   return error_of(result);
 }
 

@@ -151,7 +151,8 @@ class DeviceConformance : public testing::TestWithParam<DeviceFactory> {
     request.grid[2] = z;
     return device_->launch(request);
   }
-  Status run(uhmm_kernel kernel, const KernelArgs& args, std::uint32_t x = 1, std::uint32_t y = 1, std::uint32_t z = 1) {
+  Status run(uhmm_kernel kernel, const KernelArgs& args, std::uint32_t x = 1, std::uint32_t y = 1,
+             std::uint32_t z = 1) {
     auto ticket = launch(kernel, args, x, y, z);
     return ticket ? device_->wait(*ticket) : ticket.status();
   }

@@ -15,7 +15,8 @@ using backend::MapAccess;
 void add_value(const uhmm_kernel_item* item, void* raw) {
   const auto* args = static_cast<const KernelArgs*>(raw);
   const std::uint64_t cells = std::uint64_t{item->grid[0]} * item->grid[1] * item->grid[2];
-  const std::uint64_t cell = (std::uint64_t{item->index[2]} * item->grid[1] + item->index[1]) * item->grid[0] + item->index[0];
+  const std::uint64_t cell =
+      (std::uint64_t{item->index[2]} * item->grid[1] + item->index[1]) * item->grid[0] + item->index[0];
   for (std::uint64_t i = cell; i < args->words; i += cells) args->data[i] += args->value;
 }
 void store_value(const uhmm_kernel_item*, void* raw) {
@@ -29,7 +30,8 @@ void load_value(const uhmm_kernel_item*, void* raw) {
 // One count per cell, so that every call is seen.
 void count_cell(const uhmm_kernel_item* item, void* raw) {
   const auto* args = static_cast<const KernelArgs*>(raw);
-  const std::uint64_t cell = (std::uint64_t{item->index[2]} * item->grid[1] + item->index[1]) * item->grid[0] + item->index[0];
+  const std::uint64_t cell =
+      (std::uint64_t{item->index[2]} * item->grid[1] + item->index[1]) * item->grid[0] + item->index[0];
   std::atomic_ref<std::uint64_t>(args->data[cell]).fetch_add(1);
 }
 // Waits until all of `value` launches have arrived at data[0]: proves that they run beside each other.

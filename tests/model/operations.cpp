@@ -15,12 +15,6 @@ void Stepper::end(State s, const char* what) {
   must(s, what);
 }
 
-void Stepper::end_failed(State s, const char* what) {
-  if (!config_.failures && s.devices[0].life == Life::Alive && s.devices[1].life == Life::Alive) return;
-  s.buffer = Buffer::Empty;
-  s.step = 31;
-  emit(s, what, s.device, s_.devices[s.device].life == Life::Alive ? Duty::May : Duty::Must);
-}
 
 void Stepper::go_on() {
   if (s_.step == 31) return end(s_, "the operation ends");
@@ -38,7 +32,7 @@ void Stepper::go_on() {
 
 void Stepper::revoke(State s, unsigned d, unsigned next_step, unsigned failed_step) {
   Device& device = s.devices[d];
-  if (device.mapped == 0 || device.life != Life::Alive) return must(at(s, next_step), "nothing to revoke");
+  if (device.mapped == 0 || device.life != Life::Alive) return now(at(s, next_step));
   if (!device.busy()) {
     device.stale = 1;
     return must(at(s, next_step), "revoke: noted as stale");
@@ -51,7 +45,7 @@ void Stepper::revoke(State s, unsigned d, unsigned next_step, unsigned failed_st
 void Stepper::revoke_write(State s, unsigned d, unsigned next_step, unsigned failed_step) {
   Device& device = s.devices[d];
   if (device.mapped == 0 || device.writable == 0 || device.life != Life::Alive)
-    return must(at(s, next_step), "no write access to revoke");
+    return now(at(s, next_step));
   fail(at(s, failed_step), "revoking write access fails");
   if (device.entry == Entry::Write) device.entry = Entry::Read;
   device.writable = 0;
@@ -76,26 +70,26 @@ void Stepper::to_device() {
       if (!broken(Mutation::ArmLate)) s.armed = 1;
       return must(at(s, kPlan), "armed");
     case kPlan:
-      if (!alive) return must(at(s, kEnd), "the device is lost");
+      if (!alive) return now(at(s, kEnd));
       if (s.kind == PageKind::Lost) {
         // A kernel that needs the page crashes, and its device with it.
         if (device.wait == Wait::Served) die(s, d);
         return must(at(s, kEnd), "the page is lost");
       }
       if (upgrade) {
-        if (s.kind == PageKind::Shared && s.want != Want::Duplicate) return must(at(s, kRevokeOthers), "upgrade");
+        if (s.kind == PageKind::Shared && s.want != Want::Duplicate) return now(at(s, kRevokeOthers));
         if (exclusive && s.kind == PageKind::Device) commit(s, PageEvent::MakeExclusive, d);
-        return must(at(s, kMap), "it is there");
+        return now(at(s, kMap));
       }
       if (s.kind == PageKind::Device || s.kind == PageKind::Exclusive)
-        return must(at(s, broken(Mutation::CommitBeforeRevoke) ? kCopyPeer : kRevokePeer), "it is on the other device");
-      if (s.kind == PageKind::None) return must(at(s, kZero), "it was never touched");
+        return now(at(s, broken(Mutation::CommitBeforeRevoke) ? kCopyPeer : kRevokePeer));
+      if (s.kind == PageKind::None) return now(at(s, kZero));
       if (s.want == Want::Duplicate)
-        return must(at(s, broken(Mutation::FailedProtectIgnored) ? kProtect : kStopOldWrites), "duplicate");
-      return must(at(s, kRevokeOthers), "move");
+        return now(at(s, broken(Mutation::FailedProtectIgnored) ? kProtect : kStopOldWrites));
+      return now(at(s, kRevokeOthers));
     case kRevokeOthers: {
       const unsigned then = broken(Mutation::CopyBeforeTake) && !upgrade ? kCopy : kTake;
-      if (!s.held_by(other) || broken(Mutation::KeepOtherDuplicates)) return must(at(s, then), "no other holder");
+      if (!s.held_by(other) || broken(Mutation::KeepOtherDuplicates)) return now(at(s, then));
       return revoke(s, other, then, kEnd);
     }
     case kTake:
@@ -170,7 +164,7 @@ void Stepper::to_device() {
       if (broken(Mutation::SkipProtect)) s.entry = Entry::Read;
       return must(at(s, kMap), "committed");
     case kZero:
-      if (!alive) return must(at(s, kEnd), "zeroing fails: the device is dead");
+      if (!alive) return now(at(s, kEnd));
       fail(at(s, kEnd), "zeroing fails");
       s.armed = 1;
       device.latest = s.zeros;
@@ -180,7 +174,7 @@ void Stepper::to_device() {
       return must(at(s, kMap), "committed");
     case kRevokePeer: return revoke(s, other, broken(Mutation::CommitBeforeRevoke) ? kMap : kCopyPeer, kEnd);
     case kCopyPeer:
-      if (!alive || s.devices[other].life != Life::Alive) return must(at(s, kEnd), "the copy fails: a device is dead");
+      if (!alive || s.devices[other].life != Life::Alive) return now(at(s, kEnd));
       fail(at(s, kEnd), "the copy fails");
       device.latest = s.devices[other].latest;
       return must(at(s, kCommitPeer), "copied from the other device");
@@ -197,10 +191,10 @@ void Stepper::to_device() {
 void Stepper::map(State s, unsigned next_step) {
   const unsigned d = s.device;
   Device& device = s.devices[d];
-  if (!s.held_by(d) || device.life != Life::Alive) return must(at(s, next_step), "nothing to map");
+  if (!s.held_by(d) || device.life != Life::Alive) return now(at(s, next_step));
   const bool write = s.kind != PageKind::Shared;
   if (device.mapped != 0 && (!write || device.writable != 0)) {
-    if (write) return must(at(s, next_step), "mapped already");
+    if (write) return now(at(s, next_step));
     return revoke_write(s, d, next_step, next_step);
   }
   fail(at(s, next_step), "mapping fails");
@@ -222,34 +216,38 @@ void Stepper::to_system() {
   const bool duplicate = s.want == Want::Duplicate && s.kind != PageKind::Exclusive;
   switch (static_cast<ToSystemStep>(s.step)) {
     case tPlan:
-      if (s.kind == PageKind::Shared && s.want == Want::Move) return must(at(s, tDrop0), "it is shared");
-      if (s.kind != PageKind::Device && s.kind != PageKind::Exclusive) return must(at(s, 31), "it is not away");
-      if (!alive) return must(at(s, 31), "its device is dead");
+      if (s.kind == PageKind::Shared && s.want == Want::Move) return now(at(s, tDrop0));
+      if (s.kind != PageKind::Device && s.kind != PageKind::Exclusive) return now(at(s, 31));
+      if (!alive) return now(at(s, 31));
       s.few = !duplicate && holder.busy() && holder.mapped != 0;
       return must(at(s, broken(Mutation::PublishBeforeRevoke) ? tPublish : tRevoke), "it is on a device");
     case tRevoke:
-      if (duplicate && broken(Mutation::WriteWhileStaged)) return must(at(s, tStage), "writes are not stopped");
+      if (duplicate && broken(Mutation::WriteWhileStaged)) return now(at(s, tStage));
       if (duplicate || s.few != 0) return revoke_write(s, h, tStage, 31);
       return revoke(s, h, tStage, 31);
     case tStage: {
-      if (!alive) return end_failed(s, "staging fails: the device is dead");
+      if (!alive) return now(at(s, 31));
       // Without a staging slot publish() copies straight from the device; then all access must have ended.
       State direct = s;
       direct.few = 0;
       if (s.few != 0)
         revoke(direct, h, tPublish, 31);
       else
-        must(at(direct, tPublish), "no staging slot");
+        now(at(direct, tPublish));
       if (!config_.move) return;
-      end_failed(s, "copying out fails");
+      fail(at(s, 31), "copying out fails");
       s.buffer = holder.latest != 0 ? Buffer::Latest : Buffer::Old;
       return must(at(s, s.few != 0 ? tFree : tPublish), "copied out");
     }
-    case tFree:
-      if (!alive) return end_failed(s, "unmapping fails: the device is dead");
-      end_failed(s, "unmapping by freeing fails");
+    case tFree: {
+      State failed = s;
+      failed.buffer = Buffer::Empty;
+      failed.step = 31;
+      if (!alive) return must(failed, "unmapping fails: the device is dead");
+      fail(failed, "unmapping by freeing fails");
       freed(holder);
       return must(at(s, tPublish), "unmapped by freeing");
+    }
     case tPublish: {
       State failed = s;
       if (s.buffer != Buffer::Empty && s.few != 0 && alive) failed.devices[h].latest = s.buffer == Buffer::Latest;
@@ -272,7 +270,7 @@ void Stepper::to_system() {
     case tDrop1: {
       const unsigned d = s.step - tDrop0;
       const unsigned then = d == 0 ? tDrop1 : tUnprotect;
-      if (!s.held_by(d)) return must(at(s, then), "not a holder");
+      if (!s.held_by(d)) return now(at(s, then));
       if (((s.done >> d) & 1) == 0) {
         s.done = static_cast<std::uint8_t>(s.done | 1u << d);
         return revoke(s, d, s.step, then);
@@ -293,14 +291,14 @@ void Stepper::end_sharing() {
   State s = s_;
   switch (static_cast<EndSharingStep>(s.step)) {
     case ePlan:
-      if (s.kind != PageKind::Shared) return must(at(s, 31), "it is not shared");
+      if (s.kind != PageKind::Shared) return now(at(s, 31));
       if (broken(Mutation::UnprotectFirst)) s.entry = Entry::Write;
-      return must(at(s, eDevice0), "it is shared");
+      return now(at(s, eDevice0));
     case eDevice0:
     case eDevice1: {
       const unsigned d = s.step - eDevice0;
       Device& device = s.devices[d];
-      if (!s.held_by(d)) return must(at(s, s.step + 1u), "not a holder");
+      if (!s.held_by(d)) return now(at(s, s.step + 1u));
       if (!device.busy() || device.mapped == 0 || device.life != Life::Alive) return revoke(s, d, s.step + 1u, eAbort);
       fail(at(s, eAbort), "unmapping by freeing fails");
       freed(device);
@@ -345,7 +343,7 @@ void Stepper::discard() {
   switch (s.step) {
     case 0:
     case 1:
-      if (broken(Mutation::DiscardKeepsMapping)) return must(at(s, s.step + 1u), "not revoked");
+      if (broken(Mutation::DiscardKeepsMapping)) return now(at(s, s.step + 1u));
       return revoke(s, s.step, s.step + 1u, 31);
     case 2:
       commit(s, PageEvent::Discard, 0);

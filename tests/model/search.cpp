@@ -14,35 +14,53 @@ constexpr std::uint32_t kNone = std::numeric_limits<std::uint32_t>::max();
 // Packed states, numbered in the order they were found.
 class StateTable {
  public:
-  StateTable() : places_(std::size_t{1} << 16, kNone) {}
+  StateTable() : places_(std::size_t{1} << 16) {}
   std::size_t size() const { return states_.size(); }
   std::uint64_t operator[](std::size_t number) const { return states_[number]; }
   // The state's number; `added` says whether it is new.
   std::uint32_t number_of(std::uint64_t state, bool& added) {
-    if (states_.size() * 2 >= places_.size()) grow();
-    std::uint32_t& place = find(state);
-    added = place == kNone;
+    if (states_.size() * 3 >= places_.size() * 2) grow();
+    Place& place = find(state);
+    added = place.number == kNone;
     if (added) {
-      place = static_cast<std::uint32_t>(states_.size());
+      place = {state, static_cast<std::uint32_t>(states_.size())};
       states_.push_back(state);
     }
-    return place;
+    return place.number;
   }
 
  private:
-  std::uint32_t& find(std::uint64_t state) {
-    std::size_t at = (state * 0x9e3779b97f4a7c15u) >> 20;
+  struct Place {
+    std::uint64_t state = 0;
+    std::uint32_t number = kNone;
+  };
+  Place& find(std::uint64_t state) {
+    std::size_t at = (state * 0x9e3779b97f4a7c15u) >> 24;
     for (;; ++at) {
-      std::uint32_t& place = places_[at & (places_.size() - 1)];
-      if (place == kNone || states_[place] == state) return place;
+      Place& place = places_[at & (places_.size() - 1)];
+      if (place.number == kNone || place.state == state) return place;
     }
   }
   void grow() {
-    places_.assign(places_.size() * 2, kNone);
-    for (std::uint32_t i = 0; i < states_.size(); ++i) find(states_[i]) = i;
+    places_.assign(places_.size() * 2, Place{});
+    for (std::uint32_t i = 0; i < states_.size(); ++i) find(states_[i]) = {states_[i], i};
   }
-  std::vector<std::uint32_t> places_;
+  std::vector<Place> places_;
   std::vector<std::uint64_t> states_;
+};
+
+// Finds the name of the step between two states.
+class Namer final : public Sink {
+ public:
+  explicit Namer(std::uint64_t wanted) : wanted_(wanted) {}
+  void step(const State& next, const char* what, unsigned who, Duty) override {
+    if (pack(next) == wanted_) name = std::string(what) + " [" + std::to_string(who) + "]";
+  }
+  void violation(const char*, const char*) override {}
+  std::string name;
+
+ private:
+  std::uint64_t wanted_;
 };
 
 std::string describe(std::uint64_t packed) {
@@ -71,7 +89,6 @@ class Search final : public Sink {
     bool added = false;
     (void)table_.number_of(pack(State{}), added);
     parents_.push_back(kNone);
-    labels_.push_back({"start", 0});
     for (now_ = 0; now_ < table_.size() && report_.property.empty(); ++now_) {
       if (table_.size() > most_) {
         report_.complete = false;
@@ -89,14 +106,11 @@ class Search final : public Sink {
     return std::move(report_);
   }
 
-  void step(const State& next, const char* what, unsigned who, Duty duty) override {
+  void step(const State& next, const char*, unsigned, Duty duty) override {
     ++report_.transitions;
     bool added = false;
     const std::uint32_t number = table_.number_of(pack(next), added);
-    if (added) {
-      parents_.push_back(static_cast<std::uint32_t>(now_));
-      labels_.push_back({what, static_cast<std::uint8_t>(who)});
-    }
+    if (added) parents_.push_back(static_cast<std::uint32_t>(now_));
     if (duty == Duty::Must) {
       musts_from_.push_back(static_cast<std::uint32_t>(now_));
       musts_to_.push_back(number);
@@ -107,18 +121,15 @@ class Search final : public Sink {
     if (!report_.property.empty()) return;
     report_.property = property;
     if (*what != '\0') report_.trace.push_back(std::string("then: ") + what);
-    for (std::uint32_t at = static_cast<std::uint32_t>(now_); at != kNone; at = parents_[at])
-      report_.trace.push_back(std::string(labels_[at].what) + " [" + std::to_string(labels_[at].who) + "]  -> " +
-                              describe(table_[at]));
+    for (std::uint32_t at = static_cast<std::uint32_t>(now_); at != kNone; at = parents_[at]) {
+      Namer namer(table_[at]);
+      if (parents_[at] != kNone) successors(unpack(table_[parents_[at]]), config_, namer);
+      report_.trace.push_back(namer.name + "  -> " + describe(table_[at]));
+    }
     std::reverse(report_.trace.begin(), report_.trace.end());
   }
 
  private:
-  struct Label {
-    const char* what;
-    std::uint8_t who;
-  };
-
   // From every state, the steps that must happen can lead to one in which nobody waits.
   void check_progress() {
     // Predecessors in one array, bucketed by successor.
@@ -155,7 +166,6 @@ class Search final : public Sink {
   const std::size_t most_;
   StateTable table_;
   std::vector<std::uint32_t> parents_;
-  std::vector<Label> labels_;
   std::vector<std::uint32_t> musts_from_;
   std::vector<std::uint32_t> musts_to_;
   std::size_t now_ = 0;

@@ -139,11 +139,12 @@ enum class Mutation : std::uint8_t {
 
 struct Config {
   const char* name = "";
-  bool move = true;             // pages are taken with UFFDIO_MOVE; else write-protect, copy, drop
-  bool failures = true;         // any step that can fail may fail
-  std::uint8_t mortal = 0;      // bit per device: it may die
+  bool move = true;                // pages are taken with UFFDIO_MOVE; else write-protect, copy, drop
+  bool failures = true;            // any step that can fail may fail
+  std::uint8_t mortal = 0;         // bit per device: it may die
+  std::uint8_t launching = 3;      // bit per device: kernels run there
   std::uint8_t second_launch = 0;  // bit per device: launches may overlap
-  bool requests = true;         // the program migrates, duplicates, discards; memory pressure evicts
+  bool requests = true;            // the program migrates, duplicates, discards; memory pressure evicts
   Mutation mutation = Mutation::None;
 };
 

@@ -152,6 +152,8 @@ void Runtime::after_fork_in_child() {
   context.workers.forget_threads();
   streams.forget_threads();
   notifier.forget_thread();
+  for (engine::DeviceSlot& slot : context.slots)
+    if (slot.device != nullptr) slot.device->abandon_after_fork();
 }
 
 Runtime* running(uhmm_status* why) {

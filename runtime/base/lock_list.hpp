@@ -11,6 +11,7 @@
   X(Stream, 45, "one stream's queue and fence states", "nothing that waits")                                           \
   X(Block, 50, "the masks of one 2 MiB block; at most one block lock is held at a time", "copies and page-table calls") \
   X(Arm, 60, "whether a range is armed with userfaultfd", "one ioctl")                                                 \
+  X(Attach, 65, "which ranges a device can reach; detaching needs the address space exclusively", "the device's answer") \
   X(DeviceMemory, 70, "a device's accounting, LRU lists and stale-mapping list", "nothing that waits")                 \
   X(DeviceChannel, 80, "one request to a device process at a time", "the device process's answer")                     \
   X(Staging, 90, "which staging slots are in use and which of their pages are filled", "nothing that waits")           \

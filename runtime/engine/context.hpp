@@ -29,6 +29,7 @@ struct DeviceSlot {
   Device* device = nullptr;
   backend::Capabilities capabilities;
   state::DeviceMemory memory;
+  RankedMutex<LockRank::Attach> attach_mutex;
   std::atomic<bool> lost{false};
   std::atomic<bool> swept{false};   // after a loss: every page that was there is accounted for
   std::atomic<bool> paused{false};  // being restarted: launches wait

@@ -38,7 +38,10 @@ Status attach(Context& context, Range& range, DeviceIndex index) {
   Device* device = context.healthy(index);
   if (device == nullptr) return fail(UHMM_ERR_DEVICE_LOST, "device %u is lost", index.processor());
   backend::Window window{range.pages, nullptr};
-  UHMM_TRY(device->attach({&window, 1}));
+  {
+    const std::scoped_lock attach_lock(context.slot(index).attach_mutex);
+    UHMM_TRY(device->attach({&window, 1}));
+  }
   range.windows[index.value] = window;
   range.attached.fetch_or(bit, std::memory_order_release);
   context.slot(index).unattached.fetch_sub(1);

@@ -105,7 +105,7 @@ void Stepper::launches(unsigned d) {
     const Launch other = device.launches[1 - i];
     switch (launch) {
       case Launch::None:
-        if (device.life != Life::Alive) break;
+        if (device.life != Life::Alive || ((config_.launching >> d) & 1) == 0) break;
         launch = Launch::Announced;
         emit(s, "a launch is announced", d, Duty::May);
         break;

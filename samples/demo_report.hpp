@@ -58,7 +58,7 @@ class StepTable {
     std::printf("%-36s %9s %9s %11s %11s %8s %8s\n", "", "time", "speed", "to device", "to system", "CPU", "device");
     std::printf("%-36s %9s %9s %11s %11s %8s %8s\n", "step", "ms", "MB/s", "MiB", "MiB", "faults", "faults");
   }
-  // `work` gets the progress bar; `bytes` is what it works on.
+  // `work` gets the progress bar; `bytes` is what it works on, 0 where a speed would mean nothing.
   template <typename Work>
   static void run(const std::string& title, std::uint64_t bytes, Work work) {
     const uhmm_stats before = uhmm::stats();
@@ -69,8 +69,10 @@ class StepTable {
     }
     const std::chrono::duration<double> took = Clock::now() - start;
     const uhmm_stats after = uhmm::stats();
-    std::printf("%-36s %9.1f %9.0f %11.1f %11.1f %8llu %8llu\n", title.c_str(), took.count() * 1e3,
-                static_cast<double>(bytes) / 1e6 / took.count(), mib(after.bytes_to_device - before.bytes_to_device),
+    char speed[32] = "-";
+    if (bytes > 0) std::snprintf(speed, sizeof speed, "%.0f", static_cast<double>(bytes) / 1e6 / took.count());
+    std::printf("%-36s %9.1f %9s %11.1f %11.1f %8llu %8llu\n", title.c_str(), took.count() * 1e3, speed,
+                mib(after.bytes_to_device - before.bytes_to_device),
                 mib(after.bytes_to_system - before.bytes_to_system),
                 static_cast<unsigned long long>(after.cpu_faults - before.cpu_faults),
                 static_cast<unsigned long long>(after.device_faults - before.device_faults));

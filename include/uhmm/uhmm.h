@@ -470,7 +470,8 @@ typedef struct uhmm_stats {
   uint64_t metadata_bytes;                       /* runtime's own memory, process-wide */
   uint64_t staging_bytes;                        /* recycled staging pages, process-wide */
 } uhmm_stats;
-#define UHMM_STATS_INIT {sizeof(uhmm_stats)}
+#define UHMM_STATS_INIT \
+  {sizeof(uhmm_stats), 0, 0, 0, 0, 0, {0}, {0}, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0}
 
 /* Totals since uhmm_init. Errors: INVALID (NULL or size). */
 UHMM_API uhmm_status uhmm_get_stats(uhmm_stats* out);

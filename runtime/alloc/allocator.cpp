@@ -2,9 +2,12 @@
 // The uhmm_malloc family, on public calls. Small blocks come from the standard library's pool resource over managed
 // regions; large ones are mappings of their own, which can be freed without bringing anything back. Locks here are taken
 // by threads of the program only: the runtime's threads never allocate.
+#include "runtime/alloc/allocator.hpp"
+
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <bit>
 #include <cerrno>
 #include <cstdint>
@@ -27,6 +30,7 @@ constexpr std::uint64_t kMagic = 0x75686d6d616c6c6f;
 
 std::byte* map_pages(std::size_t bytes, std::size_t alignment) {
   const std::size_t extra = alignment > kPageBytes ? alignment : 0;
+  if (bytes + extra < bytes) return nullptr;
   void* memory = mmap(nullptr, bytes + extra, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
   auto* start = static_cast<std::byte*>(memory);
@@ -40,15 +44,45 @@ std::byte* map_pages(std::size_t bytes, std::size_t alignment) {
 
 // Regions and large blocks by address, outside managed memory: looking a pointer up never touches the block.
 struct Extent {
+  std::uintptr_t start = 0;
   std::size_t bytes = 0;
   std::size_t usable = 0;  // of a large block; 0 marks a region of small ones
 };
 
+class Extents {
+ public:
+  void add(void* start, std::size_t bytes, std::size_t usable) {
+    const auto address = reinterpret_cast<std::uintptr_t>(start);
+    const std::scoped_lock lock(mutex_);
+    by_start_[address] = {address, bytes, usable};
+  }
+  void remove(void* start) {
+    const std::scoped_lock lock(mutex_);
+    by_start_.erase(reinterpret_cast<std::uintptr_t>(start));
+  }
+  // The one that contains `address`; of 0 bytes if there is none.
+  Extent find(std::uintptr_t address) {
+    const std::scoped_lock lock(mutex_);
+    const auto above = by_start_.upper_bound(address);
+    if (above == by_start_.begin()) return {};
+    const Extent& extent = std::prev(above)->second;
+    return address < extent.start + extent.bytes ? extent : Extent{};
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::uintptr_t, Extent> by_start_;
+};
+
 class Regions : public std::pmr::memory_resource {
  public:
+  explicit Regions(Extents& extents) : extents_(extents) {}
   void* do_allocate(std::size_t bytes, std::size_t alignment) override;
   void do_deallocate(void* pointer, std::size_t bytes, std::size_t alignment) override;
   bool do_is_equal(const memory_resource& other) const noexcept override { return this == &other; }
+
+ private:
+  Extents& extents_;
 };
 
 class Allocator {
@@ -56,14 +90,7 @@ class Allocator {
   void* allocate(std::size_t size, std::size_t alignment, bool zeroed);
   bool free(void* pointer);
   std::size_t usable_size(const void* pointer);
-  void remember(void* start, Extent extent) {
-    const std::scoped_lock lock(mutex_);
-    extents_[reinterpret_cast<std::uintptr_t>(start)] = extent;
-  }
-  void forget(void* start) {
-    const std::scoped_lock lock(mutex_);
-    extents_.erase(reinterpret_cast<std::uintptr_t>(start));
-  }
+  Allocator* previous = nullptr;  // abandoned before this one
 
  private:
   // In front of every small block.
@@ -74,23 +101,30 @@ class Allocator {
   };
   static_assert(sizeof(Header) == kAlignment);
   enum class Kind { Foreign, Small, Large };
-  Kind find(const void* pointer, std::uintptr_t* start, Extent* extent);
+  Kind find(const void* pointer, Extent* extent);
   void* allocate_large(std::size_t size, std::size_t alignment);
   static Header* header_of(const void* pointer) {
     return reinterpret_cast<Header*>(reinterpret_cast<std::uintptr_t>(pointer) - sizeof(Header));
   }
 
-  std::mutex mutex_;
-  std::map<std::uintptr_t, Extent> extents_;
-  Regions regions_;
+  Extents extents_;
+  Regions regions_{extents_};
   std::pmr::synchronized_pool_resource pool_{std::pmr::pool_options{0, kLarge * 2}, &regions_};
 };
 
+// One per run of the runtime; never destroyed, since its blocks stay readable.
+std::atomic<Allocator*> current{nullptr};
+std::mutex creation;
+Allocator* abandoned = nullptr;
+
+// Null when nothing was allocated since the runtime started.
+Allocator* existing() { return current.load(std::memory_order_acquire); }
+
 Allocator& instance() {
-  // Never destroyed: blocks outlive every static destructor.
-  alignas(Allocator) static std::byte memory[sizeof(Allocator)];
-  static auto* allocator = new (memory) Allocator;
-  return *allocator;
+  if (Allocator* allocator = existing()) return *allocator;
+  const std::scoped_lock lock(creation);
+  if (existing() == nullptr) current.store(new Allocator, std::memory_order_release);
+  return *existing();
 }
 
 void* Regions::do_allocate(std::size_t bytes, std::size_t alignment) {
@@ -101,20 +135,20 @@ void* Regions::do_allocate(std::size_t bytes, std::size_t alignment) {
     munmap(memory, rounded);
     throw std::bad_alloc();
   }
-  instance().remember(memory, {rounded, 0});
+  extents_.add(memory, rounded, 0);
   return memory;
 }
 
 void Regions::do_deallocate(void* pointer, std::size_t bytes, std::size_t) {
   const std::size_t rounded = (bytes + kPageBytes - 1) & ~(kPageBytes - 1);
-  instance().forget(pointer);
+  extents_.remove(pointer);
   (void)uhmm_unregister(pointer);
   munmap(pointer, rounded);
 }
 
 void* Allocator::allocate_large(std::size_t size, std::size_t alignment) {
   const std::size_t rounded = (size + kPageBytes - 1) & ~(kPageBytes - 1);
-  if (rounded < size) return nullptr;
+  if (rounded < size) throw std::bad_alloc();
   std::byte* memory = map_pages(rounded, std::max(alignment, kPageBytes));
   if (memory == nullptr) {
     (void)fail(UHMM_ERR_NO_MEMORY, "mmap of %zu bytes failed", rounded);
@@ -125,7 +159,7 @@ void* Allocator::allocate_large(std::size_t size, std::size_t alignment) {
     return nullptr;
   }
   try {
-    remember(memory, {rounded, rounded});
+    extents_.add(memory, rounded, rounded);
   } catch (const std::bad_alloc&) {
     (void)uhmm_unregister(memory);
     munmap(memory, rounded);
@@ -147,36 +181,28 @@ void* Allocator::allocate(std::size_t size, std::size_t alignment, bool zeroed) 
   return pointer;
 }
 
-Allocator::Kind Allocator::find(const void* pointer, std::uintptr_t* start, Extent* extent) {
+Allocator::Kind Allocator::find(const void* pointer, Extent* extent) {
   const auto address = reinterpret_cast<std::uintptr_t>(pointer);
-  {
-    const std::scoped_lock lock(mutex_);
-    const auto above = extents_.upper_bound(address);
-    if (above == extents_.begin()) return Kind::Foreign;
-    const auto found = std::prev(above);
-    if (address >= found->first + found->second.bytes) return Kind::Foreign;
-    *start = found->first;
-    *extent = found->second;
-  }
-  if (extent->usable != 0) return address == *start ? Kind::Large : Kind::Foreign;
-  if (address % kAlignment != 0 || address - *start < sizeof(Header)) return Kind::Foreign;
+  *extent = extents_.find(address);
+  if (extent->bytes == 0) return Kind::Foreign;
+  if (extent->usable != 0) return address == extent->start ? Kind::Large : Kind::Foreign;
+  if (address % kAlignment != 0 || address - extent->start < sizeof(Header)) return Kind::Foreign;
   return header_of(pointer)->check == (kMagic ^ address) ? Kind::Small : Kind::Foreign;
 }
 
 bool Allocator::free(void* pointer) {
-  std::uintptr_t start = 0;
   Extent extent;
-  switch (find(pointer, &start, &extent)) {
+  switch (find(pointer, &extent)) {
     case Kind::Foreign: return false;
     case Kind::Large:
-      forget(pointer);
+      extents_.remove(pointer);
       // Contents first: what is on a device then has nothing to bring back.
       (void)uhmm_discard(pointer, extent.bytes);
       (void)uhmm_unregister(pointer);
       munmap(pointer, extent.bytes);
       return true;
     case Kind::Small: {
-      Header header = *header_of(pointer);
+      const Header header = *header_of(pointer);
       header_of(pointer)->check = 0;  // a second free is foreign
       const std::size_t alignment = std::max<std::size_t>(kAlignment, header.offset);
       pool_.deallocate(static_cast<std::byte*>(pointer) - header.offset, header.bytes, alignment);
@@ -187,9 +213,8 @@ bool Allocator::free(void* pointer) {
 }
 
 std::size_t Allocator::usable_size(const void* pointer) {
-  std::uintptr_t start = 0;
   Extent extent;
-  switch (find(pointer, &start, &extent)) {
+  switch (find(pointer, &extent)) {
     case Kind::Foreign: return 0;
     case Kind::Large: return extent.usable;
     case Kind::Small: return header_of(pointer)->bytes - header_of(pointer)->offset;
@@ -199,8 +224,8 @@ std::size_t Allocator::usable_size(const void* pointer) {
 
 // Allocation is for running programs only; says why not otherwise.
 bool ready() {
-  uint32_t ignored = 0;
-  return uhmm_device_count(&ignored) == UHMM_OK;
+  uhmm_config ignored = UHMM_CONFIG_INIT;
+  return uhmm_get_config(&ignored) == UHMM_OK;
 }
 
 void* checked(std::size_t size, std::size_t alignment, bool zeroed) {
@@ -219,6 +244,15 @@ void* checked(std::size_t size, std::size_t alignment, bool zeroed) {
 }
 
 }  // namespace
+
+void abandon() {
+  const std::scoped_lock lock(creation);
+  Allocator* ended = current.exchange(nullptr);
+  if (ended == nullptr) return;
+  ended->previous = abandoned;
+  abandoned = ended;
+}
+
 }  // namespace uhmm::alloc
 
 using namespace uhmm;
@@ -268,11 +302,15 @@ void* uhmm_realloc(void* pointer, size_t size) {
 
 void uhmm_free(void* pointer) {
   if (pointer == nullptr || !alloc::ready()) return;
-  if (!alloc::instance().free(pointer)) (void)fail(UHMM_ERR_INVALID, "%p is not a block of uhmm_malloc", pointer);
+  alloc::Allocator* allocator = alloc::existing();
+  if (allocator == nullptr || !allocator->free(pointer))
+    (void)fail(UHMM_ERR_INVALID, "%p is not a block of uhmm_malloc", pointer);
 }
 
 size_t uhmm_usable_size(const void* pointer) {
-  return pointer == nullptr ? 0 : alloc::instance().usable_size(pointer);
+  if (pointer == nullptr || !alloc::ready()) return 0;
+  alloc::Allocator* allocator = alloc::existing();
+  return allocator != nullptr ? allocator->usable_size(pointer) : 0;
 }
 
 }  // extern "C"

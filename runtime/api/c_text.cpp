@@ -8,8 +8,7 @@ extern "C" {
 const char* uhmm_status_name(uhmm_status status) {
   switch (status) {
 #define UHMM_X(name, value, text) \
-  case name:                      \
-    return #name;
+  case name: return #name;
     UHMM_STATUS_LIST(UHMM_X)
 #undef UHMM_X
   }
@@ -19,8 +18,7 @@ const char* uhmm_status_name(uhmm_status status) {
 const char* uhmm_status_text(uhmm_status status) {
   switch (status) {
 #define UHMM_X(name, value, text) \
-  case name:                      \
-    return text;
+  case name: return text;
     UHMM_STATUS_LIST(UHMM_X)
 #undef UHMM_X
   }
@@ -32,8 +30,7 @@ const char* uhmm_error_detail(void) { return uhmm::last_detail(); }
 const char* uhmm_cause_text(uhmm_cause cause) {
   switch (cause) {
 #define UHMM_X(name, value, text) \
-  case name:                      \
-    return text;
+  case name: return text;
     UHMM_CAUSE_LIST(UHMM_X)
 #undef UHMM_X
     case UHMM_CAUSE_COUNT: break;
@@ -44,8 +41,7 @@ const char* uhmm_cause_text(uhmm_cause cause) {
 const char* uhmm_event_text(uhmm_event_kind kind) {
   switch (kind) {
 #define UHMM_X(name, value, text) \
-  case name:                      \
-    return text;
+  case name: return text;
     UHMM_EVENT_LIST(UHMM_X)
 #undef UHMM_X
   }

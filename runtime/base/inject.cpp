@@ -33,8 +33,7 @@ bool consume(Point point) {
 const char* name(Point point) {
   switch (point) {
 #define UHMM_X(name) \
-  case Point::name:  \
-    return #name;
+  case Point::name: return #name;
     UHMM_INJECT_LIST(UHMM_X)
 #undef UHMM_X
     case Point::kCount: break;

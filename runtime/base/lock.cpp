@@ -10,8 +10,7 @@ namespace uhmm {
 const char* lock_name(LockRank rank) {
   switch (rank) {
 #define UHMM_X(name, value, protects, across) \
-  case LockRank::name:                        \
-    return #name;
+  case LockRank::name: return #name;
     UHMM_LOCK_LIST(UHMM_X)
 #undef UHMM_X
   }

@@ -9,6 +9,7 @@
   X(VaSpace, 30, "shared: ranges and blocks exist; exclusive: they are added and removed", "everything below")         \
   X(StreamTable, 40, "the tables of streams and fences", "nothing that waits")                                         \
   X(Stream, 45, "one stream's queue and fence states", "nothing that waits")                                           \
+  X(Flush, 47, "a device's stale mappings are unmapped before work begins, by one thread at a time", "block locks") \
   X(Block, 50, "the masks of one 2 MiB block; at most one block lock is held at a time", "copies and page-table calls") \
   X(Arm, 60, "whether a range is armed with userfaultfd", "one ioctl")                                                 \
   X(Attach, 65, "which ranges a device can reach; detaching needs the address space exclusively", "the device's answer") \

@@ -32,7 +32,7 @@ constinit std::atomic<std::uint32_t> tail{0};     // next place to write
 constinit std::uint32_t head = 0;                 // next place to read; the consumer's
 constinit std::atomic<std::uint32_t> dropped{0};  // since the consumer last looked
 constinit std::atomic<Level> threshold{Level::Debug};
-constinit std::atomic<std::uint32_t> bell{0};     // rung by producers; the consumer sleeps on it
+constinit std::atomic<std::uint32_t> bell{0};  // rung by producers; the consumer sleeps on it
 constinit std::atomic<bool> stopping{false};
 
 Thread& consumer() {

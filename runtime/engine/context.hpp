@@ -30,6 +30,7 @@ struct DeviceSlot {
   backend::Capabilities capabilities;
   state::DeviceMemory memory;
   RankedMutex<LockRank::Attach> attach_mutex;
+  RankedMutex<LockRank::Flush> flush_mutex;
   std::atomic<bool> lost{false};
   std::atomic<bool> swept{false};   // after a loss: every page that was there is accounted for
   std::atomic<bool> paused{false};  // being restarted: launches wait

@@ -97,7 +97,10 @@ Status flush_stale(Context& context, DeviceIndex index) {
     if (stale.none()) continue;
     Status status;
     unmap_now(*device, *part, stale, status);
-    UHMM_TRY(status);
+    if (!status.ok()) {
+      slot.memory.push_stale(part);
+      return status;
+    }
   }
   return {};
 }
@@ -110,16 +113,18 @@ void map_resident(Context& context, DeviceIndex index, BlockDevice& part, const 
     const PageMask mask = PageMask::of(run);
     const PageMask there = mask & part.mapped;
     mask.minus(there).for_each_run([&](PageRun absent) {
-      if (!device->map(part.block->range_of(absent), writable ? backend::MapAccess::ReadWrite : backend::MapAccess::Read)
-               .ok())
-        return;
+      // A call that fails half way leaves some entries: "mapped" means perhaps, so it is set all the same. The fault of a
+      // page that has none maps it again.
+      (void)device->map(part.block->range_of(absent),
+                        writable ? backend::MapAccess::ReadWrite : backend::MapAccess::Read);
       part.mapped.set(absent);
       if (writable) part.writable.set(absent);
     });
     // Entries from an earlier visit: give them the right access.
     const PageMask grow = writable ? there.minus(part.writable) : PageMask{};
     grow.for_each_run([&](PageRun grown) {
-      if (device->protect(part.block->range_of(grown), backend::MapAccess::ReadWrite).ok()) part.writable.set(grown);
+      (void)device->protect(part.block->range_of(grown), backend::MapAccess::ReadWrite);
+      part.writable.set(grown);
     });
     if (!writable) (void)revoke_write(context, index, part, there);
   });

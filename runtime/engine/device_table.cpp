@@ -146,7 +146,7 @@ DeviceTable::CreatedPool DeviceTable::create_pool(const uhmm_pool_desc& desc, co
   while (index < context_.pools.size() && context_.pools[index].id.load() != 0) ++index;
   if (index == context_.pools.size())
     return {fail(UHMM_ERR_NO_MEMORY, "there are %zu pools already", context_.pools.size() - 1), 0};
-  const std::uint64_t pages = (desc.bytes + kPageBytes - 1) >> kPageShift;
+  const std::uint64_t pages = (desc.bytes >> kPageShift) + (desc.bytes % kPageBytes != 0 ? 1 : 0);
   if (!context_.slot(device).memory.add_pool(index, pages))
     return {fail(UHMM_ERR_OVERLAP, "the pools of device %u would exceed its memory by this one's %lu bytes",
                  desc.device, desc.bytes),

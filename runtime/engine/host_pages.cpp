@@ -123,15 +123,17 @@ void Departure::settle(const PageMask& pages) {
   unmapped_ -= pages;
 }
 
-bool Departure::move_run_in(PageRun run) {
+bool Departure::move_run_in(PageRun run, bool protect) {
   const VirtAddr to = segment_.block->base + run.offset();
   std::uint64_t done = 0;
   for (int tries = 0; done < run.bytes() && tries < 1000; ++tries) {
-    const os::Progress progress = context_.uffd.move(to + done, in_slot(*slot_, run) + done, run.bytes() - done);
-    done += progress.done;
-    if (done == run.bytes()) return true;
+    if (!protect) {  // a moved page can't arrive protected
+      const os::Progress progress = context_.uffd.move(to + done, in_slot(*slot_, run) + done, run.bytes() - done);
+      done += progress.done;
+      if (done == run.bytes()) return true;
+    }
     const os::Progress copied =
-        context_.uffd.copy(to + done, slot_->memory + run.offset() + done, run.bytes() - done);
+        context_.uffd.copy(to + done, slot_->memory + run.offset() + done, run.bytes() - done, protect);
     done += copied.done;
     if (copied.error != 0 && gone_for_good(copied.error)) return true;
     if (copied.error == EEXIST) done += kPageBytes;  // the program mapped something new there
@@ -139,10 +141,13 @@ bool Departure::move_run_in(PageRun run) {
   return done >= run.bytes();
 }
 
-void Departure::put_back(const PageMask& pages) {
+void Departure::put_back(const PageMask& pages, const PageMask& shared) {
   const PageMask moved = pages & moved_;
-  moved.for_each_run([&](PageRun run) {
-    UHMM_REQUIRE(move_run_in(run), "pages taken from the program could not be put back");
+  moved.minus(shared).for_each_run([&](PageRun run) {
+    UHMM_REQUIRE(move_run_in(run, false), "pages taken from the program could not be put back");
+  });
+  (moved & shared).for_each_run([&](PageRun run) {
+    UHMM_REQUIRE(move_run_in(run, true), "pages taken from the program could not be put back");
   });
   // What was moved left its slot; what was copied stayed. Only the kernel knows, so ask for neither: drop both.
   if (moved.any()) {
@@ -152,13 +157,17 @@ void Departure::put_back(const PageMask& pages) {
     });
   }
   moved_ -= pages;
-  unprotect_pages(context_, segment_, pages & protected_);
+  unprotect_pages(context_, segment_, (pages & protected_).minus(shared));
   protected_ -= pages;
-  (pages & unmapped_).for_each_run([&](PageRun run) {
-    const ByteRange range = segment_.block->range_of(run);
-    (void)context_.uffd.map_existing(range, false);
-    context_.uffd.wake(range);
-  });
+  const auto map_again = [&](const PageMask& unmapped, bool protect) {
+    unmapped.for_each_run([&](PageRun run) {
+      const ByteRange range = segment_.block->range_of(run);
+      (void)context_.uffd.map_existing(range, protect);
+      context_.uffd.wake(range);
+    });
+  };
+  map_again((pages & unmapped_).minus(shared), false);
+  map_again(pages & unmapped_ & shared, true);
   unmapped_ -= pages;
 }
 

@@ -26,13 +26,13 @@ class Departure {
   Status copy_to(DeviceIndex device, const PageMask& pages);
   // The data is elsewhere now: the CPU's copies end.
   void settle(const PageMask& pages);
-  // Give pages back to the CPU unchanged.
-  void put_back(const PageMask& pages);
+  // Give pages back to the CPU unchanged; those in `shared`, which a device still has copies of, write-protected.
+  void put_back(const PageMask& pages, const PageMask& shared);
 
  private:
   PageMask take_by_move(const PageMask& pages);
   PageMask take_by_protection(const PageMask& pages);
-  bool move_run_in(PageRun run);
+  bool move_run_in(PageRun run, bool protect);
 
   Context& context_;
   const Segment& segment_;

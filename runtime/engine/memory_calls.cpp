@@ -66,7 +66,11 @@ Status begin_device_work(Context& context, DeviceIndex index, Device** out) {
   // unmapped before the work's first instruction.
   device->begin_work();
   Status ready = attach_all(context, index);
-  if (ready.ok()) ready = flush_stale(context, index);
+  if (ready.ok()) {
+    // Work that begins beside this may not start before what it found on the list is unmapped.
+    const std::scoped_lock lock(context.slot(index).flush_mutex);
+    ready = flush_stale(context, index);
+  }
   if (!ready.ok()) {
     device->end_work();
     return ready;

@@ -267,14 +267,15 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   if (out.status.ok() && duplicate && plan.backed.any()) {
     // Pages shared with another device are protected already; protecting twice does no harm.
     const PageMask fresh = plan.backed.minus(block.shared());
-    if (!protect_pages(context, segment, fresh))
+    // An entry from an earlier visit may still allow writes.
+    out.status = revoke_write(context, index, *part, plan.backed);
+    if (out.status.ok() && !protect_pages(context, segment, fresh)) {
       out.status = fail(UHMM_ERR_SYSTEM, "write-protecting pages failed");
-    else
+    } else if (out.status.ok()) {
       out.status = copy_protected(context, segment, index, plan.backed);
-    if (out.status.ok())
-      duplicated = plan.backed;
-    else
-      unprotect_pages(context, segment, fresh);
+      if (!out.status.ok()) unprotect_pages(context, segment, fresh);
+    }
+    if (out.status.ok()) duplicated = plan.backed;
   }
   if (const PageMask leaving = duplicate ? plan.upgrade : plan.backed | plan.upgrade; out.status.ok() && leaving.any()) {
     for (BlockDevice* other : block.devices)
@@ -289,10 +290,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
         out.status = zero_on_device(context, segment, index, to_copy.minus(part->allocated));
     }
     if (!out.status.ok()) {
-      departure.put_back(taken);
-      // What was write-protected because it is shared still has to be.
-      if (const PageMask still_shared = taken & block.shared(); still_shared.any())
-        (void)protect_pages(context, segment, still_shared);
+      departure.put_back(taken, block.shared());
       taken.clear();
     }
   }
@@ -362,14 +360,12 @@ PageMask bring_home(Context& context, const Segment& segment, DeviceIndex index,
     pages.for_each_run([&](PageRun run) {
       if (status.ok()) {
         status = device.unmap_and_free(segment.range->windows[index.value], segment.block->range_of(run));
-        if (!status.ok() && run.first == pages.next_set(0)) freed = false;
       }
     });
-    if (freed) {
-      part.mapped -= pages;
-      part.writable -= pages;
-      status = {};
-    }
+    // What is staged can be published in any case: a part that could not be freed must not stay mapped, though.
+    if (!status.ok()) status = device.lost() ? Status{} : revoke(context, index, part, pages);
+    part.mapped -= pages;
+    part.writable -= pages;
   } else if (few) {
     status = revoke(context, index, part, pages);
   }
@@ -432,6 +428,7 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
       }
       refresh_list(context, index, *part, false);
       out.moved += came.count();
+      out.pages |= came;
       record_runs(context, segment, came, UHMM_EVENT_TO_SYSTEM, cause, index.processor(), os::now_ns() - started);
     }
     if (shared.any()) {
@@ -469,26 +466,29 @@ Outcome end_sharing(Context& context, const Segment& segment, PageMask pages, uh
     const DeviceIndex index{part->device};
     const PageMask theirs = part->resident & pages;
     if (theirs.none()) continue;
+    PageMask ended;
+    Status status;
     // A few pages of a running device are unmapped by freeing them, as in bring_home().
     if (theirs.count() <= kFewPages && must_ask(context, index, *part, theirs)) {
       theirs.for_each_run([&](PageRun run) {
-        if (!out.status.ok()) return;
-        out.status = context.slot(index).device->unmap_and_free(segment.range->windows[index.value],
-                                                                block.range_of(run));
+        if (status.ok())
+          status = context.slot(index).device->unmap_and_free(segment.range->windows[index.value], block.range_of(run));
+        if (status.ok()) ended.set(run);
       });
-      if (!out.status.ok()) return out;
-    } else if (out.status = revoke(context, index, *part, theirs); !out.status.ok()) {
-      return out;
+      forget_memory(context, index, *part, ended);
+    } else {
+      status = revoke(context, index, *part, theirs);
+      if (status.ok()) ended = theirs;
     }
+    note_freed(context, segment, index, ended, cause);
+    if (ended.any()) block.commit(PageEvent::DropDuplicate, ended, index);
+    refresh_list(context, index, *part, false);
+    if (!status.ok() && out.status.ok()) out.status = status;
   }
-  note_other_copies(context, segment, pages, kMaxDevices, cause);
-  block.commit(PageEvent::CpuWrite, pages, DeviceIndex{0});
-  for (BlockDevice* part : block.devices) {
-    if (part == nullptr) continue;
-    refresh_list(context, DeviceIndex{part->device}, *part, false);
-  }
-  unprotect_pages(context, segment, pages);
-  out.there = pages.count();
+  // Where every copy ended, the CPU may write.
+  out.pages = pages.minus(block.shared());
+  unprotect_pages(context, segment, out.pages);
+  out.there = out.pages.count();
   return out;
 }
 

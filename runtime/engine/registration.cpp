@@ -43,10 +43,26 @@ Status try_watching(Context& context, ByteRange pages) {
   if (!features.shared_missing || !features.shared_minor)
     return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd does not report faults of shared memory (5.14)");
   if (context.uffd.register_range(pages, os::kMissing | os::kMinor) != 0)
-    return fail(UHMM_ERR_NOT_SUPPORTED, "the memory at %#lx is a shared file mapping: only anonymous memory, memfd and "
-                "shm can be managed", pages.begin.value);
+    return fail(UHMM_ERR_NOT_SUPPORTED, "the kernel can't watch the shared memory at %#lx (a file, or System V memory): "
+                "only shared anonymous memory, memfd and POSIX shm can be managed", pages.begin.value);
   (void)context.uffd.unregister_range(pages);
   return {};
+}
+
+// Our own view of shared memory, mapping by mapping: neighbours need not belong to the same object.
+std::byte* map_view(Context& context, ByteRange pages) {
+  std::byte* view = os::reserve_addresses(pages.bytes());
+  if (view == nullptr) return nullptr;
+  for (VirtAddr at = pages.begin; at < pages.end;) {
+    Result<os::Mapping> found = context.process.find_mapping(at);
+    const ByteRange piece = found.ok() ? found->range.intersect({at, pages.end}) : ByteRange{};
+    if (piece.empty() || os::map_alias(piece, view + (at - pages.begin)) != 0) {
+      os::unmap(view, pages.bytes());
+      return nullptr;
+    }
+    at = piece.end;
+  }
+  return view;
 }
 
 // Everything of the range home; nothing may leave any more.
@@ -112,7 +128,7 @@ Status register_range(Context& context, ByteRange bytes) {
   if (*backing == state::Backing::Shared) {
     status = try_watching(context, range->pages);
     if (status.ok()) {
-      range->alias = os::map_alias(range->pages);
+      range->alias = map_view(context, range->pages);
       if (range->alias == nullptr) status = fail(UHMM_ERR_NO_MEMORY, "no address space for a second view");
     }
   }

@@ -80,6 +80,16 @@ void serve_shared_read(Context& context, const Segment& segment, std::uint32_t p
   context.uffd.wake(page_at(segment.block->base + std::size_t{page} * kPageBytes));
 }
 
+// The entry that the masks speak of may be missing (a call that failed half way): the faulting page gets it for sure.
+void map_again(Context& context, Block& block, DeviceIndex index, std::uint32_t page) {
+  const std::scoped_lock lock(block.mutex);
+  const BlockDevice* part = block.find_device(index);
+  Device* device = context.healthy(index);
+  if (part == nullptr || device == nullptr || !part->resident.test(page) || !part->mapped.test(page)) return;
+  (void)device->map(block.range_of({page, 1}), part->writable.test(page) ? backend::MapAccess::ReadWrite
+                                                                         : backend::MapAccess::Read);
+}
+
 struct CpuService {
   Context& context;
   const os::UffdFault& fault;
@@ -125,7 +135,7 @@ bool CpuService::serve() {
           !fault.is_write && policy::keeps_copy(range->advice, DeviceIndex{seen.holder}.processor());
       const Outcome out = to_system(context, segment, pages, duplicate ? Want::Duplicate : Want::Move,
                                     UHMM_CAUSE_CPU_FAULT);
-      if (out.moved == 0 || !out.status.ok()) context.uffd.wake(page_at(address));
+      if (!out.pages.test(page)) context.uffd.wake(page_at(address));
       if (window.streaming)
         prefetch_to_system(context, segment.block->base + (std::size_t{page} + window.pages) * kPageBytes);
       break;
@@ -136,7 +146,7 @@ bool CpuService::serve() {
         const policy::FaultWindow window = decide(context, range->cpu_locality, segment, page, 1);
         const PageMask pages = window_mask(segment, page, window.pages) & seen.shared;
         const Outcome out = end_sharing(context, segment, pages, UHMM_CAUSE_COHERENCE);
-        if (out.there == 0 || !out.status.ok()) context.uffd.wake(page_at(address));
+        if (!out.pages.test(page)) context.uffd.wake(page_at(address));
         break;
       }
       context.count(*range, Counter::FaultsMerged, 1);
@@ -242,6 +252,7 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
           const PageMask one = PageMask::of({page, 1});
           out = migrate_to_device(context, segment, one, request, block->range_of({page, 1}));
         }
+        map_again(context, *block, index, page);
         device->wake(page_at(fault.address));
         if (window.streaming) {
           if (request.want == Want::Duplicate) policy::learn_device_write(range->device_locality, false, 1);

@@ -234,10 +234,16 @@ Status Streams::launch(std::uint64_t id, const backend::Launch& launch) {
   return push(id, op);
 }
 
-Status Streams::migrate(std::uint64_t stream, const MigrateRequest& request) {
+Status Streams::check(const MigrateRequest& request) {
   UHMM_TRY(check_registered(context_, request.bytes));
+  const Operation operation(context_);
   if (request.to != UHMM_CPU && context_.slot(DeviceIndex{request.to - 1}).device == nullptr)
     return fail(UHMM_ERR_NO_DEVICE, "there is no device %u", request.to);
+  return {};
+}
+
+Status Streams::migrate(std::uint64_t stream, const MigrateRequest& request) {
+  UHMM_TRY(check(request));
   Op* op = make_in_arena<Op>();
   if (op != nullptr) {
     op->kind = Kind::Migrate;
@@ -247,7 +253,7 @@ Status Streams::migrate(std::uint64_t stream, const MigrateRequest& request) {
 }
 
 Status Streams::soon(const MigrateRequest& request) {
-  UHMM_TRY(check_registered(context_, request.bytes));
+  UHMM_TRY(check(request));
   struct Later : WorkerPool::Work {
     Context* context = nullptr;
     MigrateRequest request;

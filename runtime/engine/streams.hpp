@@ -82,6 +82,7 @@ class Streams {
   using FenceMap = std::pmr::map<std::uint64_t, Fence*>;
 
   static void run(void* stream);
+  Status check(const MigrateRequest& request);
   Status push(std::uint64_t stream, Op* op);
   void execute(Stream& stream, Op& op);
   Status run_launch(Stream& stream, const backend::Launch& launch);

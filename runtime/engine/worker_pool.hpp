@@ -91,6 +91,13 @@ class WorkerPool {
   std::uint32_t count_ = 0;
 };
 
+// A caller's detail text stays what it was unless its call failed.
+inline bool has_failed(const Status& answer) { return !answer.ok(); }
+template <typename Answer>
+bool has_failed(const Answer& answer) {
+  return !answer.status.ok();
+}
+
 template <typename Function>
 auto WorkerPool::call(Function function) -> std::invoke_result_t<Function&> {
   using Answer = std::invoke_result_t<Function&>;
@@ -116,7 +123,7 @@ auto WorkerPool::call(Function function) -> std::invoke_result_t<Function&> {
   post(*pending);
   pending->done.wait(0);
   Answer answer = pending->answer;
-  set_detail(pending->detail);
+  if (has_failed(answer)) set_detail(pending->detail);
   pending->~Call();
   return_call(room);
   return answer;

@@ -176,12 +176,16 @@ void unmap(void* address, std::size_t bytes) {
   if (address != nullptr) (void)munmap(address, bytes);
 }
 
-std::byte* map_alias(ByteRange pages) {
+std::byte* reserve_addresses(std::size_t bytes) {
+  void* memory = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  return memory == MAP_FAILED ? nullptr : static_cast<std::byte*>(memory);
+}
+
+int map_alias(ByteRange pages, std::byte* at) {
   // Length 0 duplicates a shared mapping; the duplicate has no userfaultfd.
-  void* view = mremap(pages.begin.pointer(), 0, pages.bytes(), MREMAP_MAYMOVE);
-  if (view == MAP_FAILED) return nullptr;
-  (void)madvise(view, pages.bytes(), MADV_DONTFORK);
-  return static_cast<std::byte*>(view);
+  if (mremap(pages.begin.pointer(), 0, pages.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, at) == MAP_FAILED) return errno;
+  (void)madvise(at, pages.bytes(), MADV_DONTFORK);
+  return 0;
 }
 
 PageMask cached(const std::byte* block_in_view, PageRun run) {

@@ -50,8 +50,10 @@ std::byte* map_plain(std::size_t bytes);
 // Atomically puts the mapping at `from` over `to`, replacing what was there. 0 or an errno.
 int move_mapping(std::byte* from, ByteRange to);
 void unmap(void* address, std::size_t bytes);
-// A second view of a shared mapping. nullptr on failure.
-std::byte* map_alias(ByteRange pages);
+// Address space with nothing behind it. nullptr on failure.
+std::byte* reserve_addresses(std::size_t bytes);
+// A second view of shared memory, put over reserved addresses. `pages` must lie in one mapping. 0 or an errno.
+int map_alias(ByteRange pages, std::byte* at);
 // Which pages of a shared view are in the page cache.
 PageMask cached(const std::byte* block_in_view, PageRun run);
 

@@ -7,6 +7,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <utility>
 
@@ -81,18 +82,30 @@ Progress progress_of(int result, std::int64_t field) {
   return {0, error};
 }
 
-// Repeats `step(offset)` while it makes progress, and a bounded number of times when it was told to try again (the
-// memory map was changing, or the kernel held the page for a moment).
+// Repeats `step(offset, length)` while it makes progress, and a bounded number of times when it was told to try again
+// (the memory map was changing, or the kernel held the page for a moment). A piece that reaches from one of the
+// program's mappings into the next is refused as a whole, as if there were no memory at all: then smaller pieces are
+// tried, and only what is said about a single page is believed.
 template <typename Step>
 Progress repeat(std::uint64_t bytes, Step&& step) {
   constexpr int kMostRetries = 200;
   Progress total;
   int retries = 0;
+  std::uint64_t piece = bytes;
   while (total.done < bytes) {
-    const Progress part = step(total.done);
+    piece = std::min(piece, bytes - total.done);
+    const Progress part = step(total.done, piece);
     total.done += part.done;
-    if (part.error == 0) continue;
+    if (part.error == 0) {
+      piece = bytes;
+      continue;
+    }
     if (part.error == EAGAIN && (part.done > 0 || ++retries < kMostRetries)) continue;
+    const bool may_be_a_border = part.error == ENOENT || part.error == EINVAL;
+    if (may_be_a_border && piece > kPageBytes) {
+      piece = (piece / 2 + kPageBytes - 1) & ~(kPageBytes - 1);
+      continue;
+    }
     total.error = part.error;
     return total;
   }
@@ -181,19 +194,19 @@ int Userfaultfd::unregister_range(ByteRange pages) const {
 }
 
 Progress Userfaultfd::move(VirtAddr to, VirtAddr from, std::uint64_t bytes, bool wake) const {
-  return repeat(bytes, [&](std::uint64_t offset) {
-    MoveArgs args{to.value + offset, from.value + offset, bytes - offset, wake ? 0 : kMoveDontWake, 0};
+  return repeat(bytes, [&](std::uint64_t offset, std::uint64_t length) {
+    MoveArgs args{to.value + offset, from.value + offset, length, wake ? 0 : kMoveDontWake, 0};
     const int result = ioctl(fd_, kMoveRequest, &args);
     return progress_of(result, args.moved);
   });
 }
 
 Progress Userfaultfd::copy(VirtAddr to, const void* from, std::uint64_t bytes, bool write_protected) const {
-  return repeat(bytes, [&](std::uint64_t offset) {
+  return repeat(bytes, [&](std::uint64_t offset, std::uint64_t length) {
     struct uffdio_copy args {};
     args.dst = to.value + offset;
     args.src = reinterpret_cast<std::uint64_t>(from) + offset;
-    args.len = bytes - offset;
+    args.len = length;
     args.mode = write_protected ? UFFDIO_COPY_MODE_WP : 0;
     const int result = ioctl(fd_, UFFDIO_COPY, &args);
     return progress_of(result, args.copy);
@@ -201,18 +214,18 @@ Progress Userfaultfd::copy(VirtAddr to, const void* from, std::uint64_t bytes, b
 }
 
 Progress Userfaultfd::zero(VirtAddr to, std::uint64_t bytes) const {
-  return repeat(bytes, [&](std::uint64_t offset) {
+  return repeat(bytes, [&](std::uint64_t offset, std::uint64_t length) {
     struct uffdio_zeropage args {};
-    args.range = {to.value + offset, bytes - offset};
+    args.range = {to.value + offset, length};
     const int result = ioctl(fd_, UFFDIO_ZEROPAGE, &args);
     return progress_of(result, args.zeropage);
   });
 }
 
 Progress Userfaultfd::map_existing(ByteRange pages, bool write_protected) const {
-  return repeat(pages.bytes(), [&](std::uint64_t offset) {
+  return repeat(pages.bytes(), [&](std::uint64_t offset, std::uint64_t length) {
     struct uffdio_continue args {};
-    args.range = {pages.begin.value + offset, pages.bytes() - offset};
+    args.range = {pages.begin.value + offset, length};
     args.mode = write_protected ? kContinueWriteProtected : 0;
     const int result = ioctl(fd_, UFFDIO_CONTINUE, &args);
     return progress_of(result, args.mapped);
@@ -220,9 +233,9 @@ Progress Userfaultfd::map_existing(ByteRange pages, bool write_protected) const 
 }
 
 Progress Userfaultfd::poison(ByteRange pages) const {
-  return repeat(pages.bytes(), [&](std::uint64_t offset) {
+  return repeat(pages.bytes(), [&](std::uint64_t offset, std::uint64_t length) {
     PoisonArgs args{};
-    args.range = {pages.begin.value + offset, pages.bytes() - offset};
+    args.range = {pages.begin.value + offset, length};
     const int result = ioctl(fd_, kPoisonRequest, &args);
     return progress_of(result, args.updated);
   });

@@ -92,6 +92,11 @@ BlockDevice* DeviceMemory::pop_stale() {
   return taken;
 }
 
+void DeviceMemory::push_stale(BlockDevice* part) {
+  const std::scoped_lock lock(mutex_);
+  list_stale(part);
+}
+
 void DeviceMemory::forget(BlockDevice* part) {
   const std::scoped_lock lock(mutex_);
   unlink(part);

@@ -46,8 +46,9 @@ class DeviceMemory {
   // nothing, while `busy()` holds: then the caller unmaps at once.
   template <typename Busy>
   bool defer_unmap(BlockDevice* part, Busy&& busy);
-  // Take one block off that list; nullptr when it is empty.
+  // Take one block off that list; nullptr when it is empty. Put it back when it could not be unmapped.
   BlockDevice* pop_stale();
+  void push_stale(BlockDevice* part);
   // The block's part is being destroyed: off every list.
   void forget(BlockDevice* part);
 
@@ -66,6 +67,12 @@ class DeviceMemory {
   };
   List& list_of(MemoryList list) { return lists_[static_cast<std::size_t>(list)]; }
   void unlink(BlockDevice* part);
+  void list_stale(BlockDevice* part) {
+    if (part->stale_listed) return;
+    part->stale_listed = true;
+    part->next_stale = stale_;
+    stale_ = part;
+  }
 
   mutable Mutex mutex_;
   std::uint64_t capacity_ = 0;
@@ -86,11 +93,7 @@ template <typename Busy>
 bool DeviceMemory::defer_unmap(BlockDevice* part, Busy&& busy) {
   const std::scoped_lock lock(mutex_);
   if (busy()) return false;
-  if (!part->stale_listed) {
-    part->stale_listed = true;
-    part->next_stale = stale_;
-    stale_ = part;
-  }
+  list_stale(part);
   return true;
 }
 

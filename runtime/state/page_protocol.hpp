@@ -64,8 +64,7 @@ struct PageState {
   X(MigrateToSystem, "moved to system memory", PageKind::Device | PageKind::Exclusive)                                 \
   X(DuplicateToSystem, "system memory gets a copy, the device keeps its own", PageKind::Device)                        \
   X(DropDuplicate, "d's copy ends", PageKind::Shared)                                                                  \
-  X(MakeExclusive, "d gets exclusive access",                                                                          \
-    PageKind::None | PageKind::System | PageKind::Shared | PageKind::Device)                                           \
+  X(MakeExclusive, "d gets exclusive access", PageKind::None | PageKind::System | PageKind::Shared | PageKind::Device) \
   X(Revoke, "exclusive access ends", PageKind::Exclusive)                                                              \
   X(Discard, "contents dropped",                                                                                       \
     PageKind::None | PageKind::System | PageKind::Shared | PageKind::Device | PageKind::Exclusive | PageKind::Lost)    \
@@ -87,8 +86,7 @@ inline constexpr unsigned kPageEvents = 0
 constexpr const char* page_event_text(PageEvent event) {
   switch (event) {
 #define UHMM_X(name, text, from) \
-  case PageEvent::name:          \
-    return text;
+  case PageEvent::name: return text;
     UHMM_PAGE_EVENT_LIST(UHMM_X)
 #undef UHMM_X
   }
@@ -99,8 +97,7 @@ constexpr const char* page_event_text(PageEvent event) {
 constexpr StateSet allowed_from(PageEvent event) {
   switch (event) {
 #define UHMM_X(name, text, from) \
-  case PageEvent::name:          \
-    return from;
+  case PageEvent::name: return from;
     UHMM_PAGE_EVENT_LIST(UHMM_X)
 #undef UHMM_X
   }

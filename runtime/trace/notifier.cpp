@@ -104,8 +104,8 @@ void Notifier::deliver(const uhmm_event& event) {
       dropped.number = event.number - 1;
       dropped.time_ns = event.time_ns;
       dropped.kind = UHMM_EVENT_DROPPED;
-      dropped.pages = static_cast<std::uint32_t>(
-          std::min<std::uint64_t>(missed, std::numeric_limits<std::uint32_t>::max()));
+      dropped.pages =
+          static_cast<std::uint32_t>(std::min<std::uint64_t>(missed, std::numeric_limits<std::uint32_t>::max()));
       copy.callback(copy.context, &dropped);
     }
     if (wanted && (missed == 0 || still_there(copy.id))) copy.callback(copy.context, &event);

@@ -53,8 +53,8 @@ class Notifier {
   RankedMutex<LockRank::Trace> mutex_;
   std::array<Subscription, kMaxSubscriptions> subscriptions_;  // changed under mutex_; `seen` by the thread only
   std::uint32_t next_id_ = 1;
-  std::uint64_t cursor_ = 0;                    // the thread's, once it runs
-  std::atomic<std::uint32_t> calling_{0};       // id whose callback runs now
+  std::uint64_t cursor_ = 0;               // the thread's, once it runs
+  std::atomic<std::uint32_t> calling_{0};  // id whose callback runs now
   std::atomic<bool> stopping_{false};
   Thread thread_;
 };

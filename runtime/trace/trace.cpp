@@ -94,7 +94,7 @@ void Counters::snapshot(uhmm_stats& out) const {
 #define UHMM_X(name, field) out.field = get(Counter::name);
   UHMM_COUNTER_LIST(UHMM_X)
 #undef UHMM_X
-#define UHMM_X(name, field)                            \
+#define UHMM_X(name, field)                       \
   for (unsigned i = 0; i < UHMM_CAUSE_COUNT; ++i) \
     out.field[i] = by_cause_[index(CauseCounter::name)][i].load(std::memory_order_relaxed);
   UHMM_CAUSE_COUNTER_LIST(UHMM_X)

@@ -55,21 +55,21 @@ class EventRing {
 };
 
 // X(identifier, field of uhmm_stats). The remaining fields of uhmm_stats are not counted but measured on request.
-#define UHMM_COUNTER_LIST(X)           \
-  X(CpuFaults, cpu_faults)             \
-  X(DeviceFaults, device_faults)       \
-  X(FaultsMerged, faults_merged)       \
-  X(BytesToDevice, bytes_to_device)    \
-  X(BytesToSystem, bytes_to_system)    \
-  X(PagesPopulated, pages_populated)   \
-  X(PagesOnDevices, pages_on_devices)  \
-  X(PagesLost, pages_lost)             \
-  X(MoveFallbacks, move_fallbacks)     \
+#define UHMM_COUNTER_LIST(X)          \
+  X(CpuFaults, cpu_faults)            \
+  X(DeviceFaults, device_faults)      \
+  X(FaultsMerged, faults_merged)      \
+  X(BytesToDevice, bytes_to_device)   \
+  X(BytesToSystem, bytes_to_system)   \
+  X(PagesPopulated, pages_populated)  \
+  X(PagesOnDevices, pages_on_devices) \
+  X(PagesLost, pages_lost)            \
+  X(MoveFallbacks, move_fallbacks)    \
   X(CopyNs, copy_ns)
 // The same for fields that are counted by cause.
-#define UHMM_CAUSE_COUNTER_LIST(X)   \
-  X(PagesToDevice, pages_to_device)  \
-  X(PagesToSystem, pages_to_system)  \
+#define UHMM_CAUSE_COUNTER_LIST(X)  \
+  X(PagesToDevice, pages_to_device) \
+  X(PagesToSystem, pages_to_system) \
   X(PagesFreed, pages_freed)
 
 enum class Counter : unsigned {

@@ -15,7 +15,6 @@ void Stepper::end(State s, const char* what) {
   must(s, what);
 }
 
-
 void Stepper::go_on() {
   if (s_.step == 31) return end(s_, "the operation ends");
   switch (s_.operation) {
@@ -44,8 +43,7 @@ void Stepper::revoke(State s, unsigned d, unsigned next_step, unsigned failed_st
 
 void Stepper::revoke_write(State s, unsigned d, unsigned next_step, unsigned failed_step) {
   Device& device = s.devices[d];
-  if (device.mapped == 0 || device.writable == 0 || device.life != Life::Alive)
-    return now(at(s, next_step));
+  if (device.mapped == 0 || device.writable == 0 || device.life != Life::Alive) return now(at(s, next_step));
   fail(at(s, failed_step), "revoking write access fails");
   if (device.entry == Entry::Write) device.entry = Entry::Read;
   device.writable = 0;
@@ -53,8 +51,27 @@ void Stepper::revoke_write(State s, unsigned d, unsigned next_step, unsigned fai
 }
 
 enum ToDeviceStep : unsigned {
-  kArm, kPlan, kRevokeOthers, kTake, kCopy, kCommitMove, kSettle, kPutBack, kProtectAgain, kStopOldWrites, kProtect,
-  kDuplicate, kUnprotect, kCommitDuplicate, kZero, kCommitZero, kRevokePeer, kCopyPeer, kCommitPeer, kMap, kEnd = 31
+  kArm,
+  kPlan,
+  kRevokeOthers,
+  kTake,
+  kCopy,
+  kCommitMove,
+  kSettle,
+  kPutBack,
+  kProtectAgain,
+  kStopOldWrites,
+  kProtect,
+  kDuplicate,
+  kUnprotect,
+  kCommitDuplicate,
+  kZero,
+  kCommitZero,
+  kRevokePeer,
+  kCopyPeer,
+  kCommitPeer,
+  kMap,
+  kEnd = 31
 };
 
 void Stepper::to_device() {
@@ -112,8 +129,13 @@ void Stepper::to_device() {
       return must(at(s, broken(Mutation::CopyBeforeTake) ? kTake : kCommitMove), "copied");
     }
     case kCommitMove:
-      commit(s, exclusive ? PageEvent::MakeExclusive : upgrade ? PageEvent::DeviceWrite : PageEvent::MigrateToDevice, d);
-      return must(at(s, broken(Mutation::SettleAfterMap) ? kMap : kSettle), "committed");
+      commit(s,
+             exclusive ? PageEvent::MakeExclusive
+             : upgrade ? PageEvent::DeviceWrite
+                       : PageEvent::MigrateToDevice,
+             d);
+      s.done = broken(Mutation::SettleAfterMap);
+      return must(at(s, s.done != 0 ? kMap : kSettle), "committed");
     case kSettle:
       if (!config_.move) {
         s.entry = Entry::Absent;
@@ -121,7 +143,7 @@ void Stepper::to_device() {
       }
       s.latest = 0;
       s.buffer = Buffer::Empty;
-      return must(at(s, broken(Mutation::SettleAfterMap) ? kEnd : kMap), "the CPU's copy ends");
+      return must(at(s, s.done != 0 ? kEnd : kMap), "the CPU's copy ends");
     case kPutBack: {
       if (broken(Mutation::NoRollback)) {
         s.buffer = Buffer::Empty;
@@ -134,9 +156,7 @@ void Stepper::to_device() {
       wake_cpu(s);
       return must(at(s, shared ? kProtectAgain : kMap), "put back");
     }
-    case kProtectAgain:
-      s.entry = Entry::Read;
-      return must(at(s, kMap), "protected again");
+    case kProtectAgain: s.entry = Entry::Read; return must(at(s, kMap), "protected again");
     case kStopOldWrites: return revoke_write(s, d, kProtect, kEnd);
     case kProtect:
       if (s.kind == PageKind::System) {
@@ -182,7 +202,7 @@ void Stepper::to_device() {
       if (s.kind == PageKind::Exclusive) commit(s, PageEvent::Revoke, other);
       commit(s, exclusive ? PageEvent::MakeExclusive : PageEvent::MigrateToDevice, d);
       return must(at(s, broken(Mutation::CommitBeforeRevoke) ? kRevokePeer : kMap), "committed");
-    case kMap: return map(s, broken(Mutation::SettleAfterMap) && !config_.move ? kSettle : kEnd);
+    case kMap: return map(s, s.done != 0 ? kSettle : kEnd);
     case kEnd: return;
   }
 }
@@ -197,16 +217,35 @@ void Stepper::map(State s, unsigned next_step) {
     if (write) return now(at(s, next_step));
     return revoke_write(s, d, next_step, next_step);
   }
-  fail(at(s, next_step), "mapping fails");
+  // Mapping fails without effect, or with: then the entry is noted as there may be one.
+  State failed = at(s, next_step);
+  fail(failed, "mapping fails");
   // Only access can be added to what is noted as mapped.
   if (device.mapped == 0 || device.entry != Entry::Absent) device.entry = write ? Entry::Write : Entry::Read;
+  failed.devices[d].entry = device.entry;
   device.mapped = 1;
   device.writable = write;
+  if (!broken(Mutation::FailedMapForgotten)) {
+    failed.devices[d].mapped = 1;
+    failed.devices[d].writable = write;
+  }
+  if (device.entry != Entry::Absent) fail(failed, "mapping fails half-way");
   wake(device.wait);
   must(at(s, next_step), "mapped");
 }
 
-enum ToSystemStep : unsigned { tPlan, tRevoke, tStage, tFree, tPublish, tCommit, tLateRevoke, tDrop0, tDrop1, tUnprotect };
+enum ToSystemStep : unsigned {
+  tPlan,
+  tRevoke,
+  tStage,
+  tFree,
+  tPublish,
+  tCommit,
+  tLateRevoke,
+  tDrop0,
+  tDrop1,
+  tUnprotect
+};
 
 void Stepper::to_system() {
   State s = s_;
@@ -263,8 +302,11 @@ void Stepper::to_system() {
     }
     case tLateRevoke: return revoke(s, h, tCommit, tCommit);
     case tCommit:
-      commit(s, duplicate ? PageEvent::DuplicateToSystem
-                : s.kind == PageKind::Exclusive ? PageEvent::Revoke : PageEvent::MigrateToSystem, h);
+      commit(s,
+             duplicate                       ? PageEvent::DuplicateToSystem
+             : s.kind == PageKind::Exclusive ? PageEvent::Revoke
+                                             : PageEvent::MigrateToSystem,
+             h);
       return must(at(s, 31), "committed");
     case tDrop0:
     case tDrop1: {
@@ -309,11 +351,10 @@ void Stepper::end_sharing() {
     case eAbort:
       // What was freed is no copy any more, even though the sharing goes on with the others.
       for (unsigned d = 0; d < kDevices; ++d)
-        if (((s.done >> d) & 1) != 0 && !broken(Mutation::FreedCopyStaysCurrent)) commit(s, PageEvent::DropDuplicate, d);
+        if (((s.done >> d) & 1) != 0 && !broken(Mutation::FreedCopyStaysCurrent))
+          commit(s, PageEvent::DropDuplicate, d);
       return must(at(s, 31), "given up");
-    case eCommit:
-      commit(s, PageEvent::CpuWrite, 0);
-      return must(at(s, eUnprotect), "committed");
+    case eCommit: commit(s, PageEvent::CpuWrite, 0); return must(at(s, eUnprotect), "committed");
     case eUnprotect:
       s.entry = Entry::Write;
       wake_cpu(s);

@@ -27,10 +27,11 @@ void Stepper::all() {
 
 void Stepper::commit(State& s, PageEvent event, unsigned d) {
   if (const auto after = next(s.page(), event, DeviceIndex{d})) {
+    sink_.committed(event);
     s.kind = after->kind;
     s.holders = after->holders;
   } else {
-    sink_.violation("every commit is a transition of the table", page_event_text(event));
+    sink_.violation(Property::InTable, page_event_text(event));
   }
 }
 
@@ -53,7 +54,7 @@ void Stepper::cpu_access(Wait State::*thread, bool write) {
     case Entry::Write: break;
     case Entry::Read:
       if (!write) break;
-      if (s.armed == 0) sink_.violation("a protected page is watched", what);
+      if (s.armed == 0) sink_.violation(Property::Watched, what);
       s.*thread = Wait::Fault;
       return emit(s, "CPU write faults", 0, duty);
     case Entry::Absent:
@@ -62,7 +63,7 @@ void Stepper::cpu_access(Wait State::*thread, bool write) {
         return emit(s, write ? "CPU write faults" : "CPU read faults", 0, duty);
       }
       // Nobody watches: the kernel gives zeros.
-      if (s.kind != PageKind::None) sink_.violation("a page that is away is watched", what);
+      if (s.kind != PageKind::None) sink_.violation(Property::Watched, what);
       commit(s, PageEvent::Populate, 0);
       s.entry = Entry::Write;
       s.latest = s.zeros;
@@ -225,36 +226,35 @@ bool somebody_waits(const State& s) {
   return waits;
 }
 
-const char* broken_invariant(const State& s) {
-  if (!s.page().well_formed()) return "states are well formed";
+std::optional<Property> broken_invariant(const State& s) {
+  if (!s.page().well_formed()) return Property::WellFormed;
   // Data dies with the device that has the only copy by the state, even if something still has it by chance.
   bool died = s.kind == PageKind::Lost;
   for (unsigned d = 0; d < kDevices; ++d)
     if (s.held_by(d) && !s.page().cpu_current() && s.devices[d].life != Life::Alive) died = true;
-  if (!any_latest(s) && s.zeros == 0 && !died) return "a current copy exists";
+  if (!any_latest(s) && s.zeros == 0 && !died) return Property::CopyExists;
   for (const Device& d : s.devices) {
-    if (d.entry != Entry::Absent && d.mapped == 0) return "every device entry is noted as mapped";
-    if (d.entry == Entry::Write && d.writable == 0) return "every writable device entry is noted as writable";
+    if (d.entry != Entry::Absent && d.mapped == 0) return Property::MasksCover;
+    if (d.entry == Entry::Write && d.writable == 0) return Property::MasksCover;
   }
-  if (s.operation != Operation::None) return nullptr;
+  if (s.operation != Operation::None) return std::nullopt;
   // Nobody holds the lock: masks, page tables and data agree.
-  if (s.buffer != Buffer::Empty) return "staging is empty between operations";
-  if (s.holders != 0 && s.armed == 0) return "a page that is away is watched";
+  if (s.buffer != Buffer::Empty) return Property::StagingEmpty;
+  if (s.holders != 0 && s.armed == 0) return Property::Watched;
   Entry wanted = Entry::Absent;
   if (s.kind == PageKind::System) wanted = Entry::Write;
   if (s.kind == PageKind::Shared) wanted = Entry::Read;
   if (s.kind == PageKind::Lost) wanted = Entry::Poison;
-  if (s.entry != wanted) return "the CPU's entry fits the state";
-  if (s.page().cpu_current() && s.latest == 0) return "the CPU's copy is current where the state says so";
+  if (s.entry != wanted) return Property::CpuEntryFits;
+  if (s.page().cpu_current() && s.latest == 0) return Property::HoldersCurrent;
   for (unsigned d = 0; d < kDevices; ++d) {
     const Device& device = s.devices[d];
-    if (s.held_by(d) && device.life == Life::Alive && device.latest == 0)
-      return "a holder's copy is current";
+    if (s.held_by(d) && device.life == Life::Alive && device.latest == 0) return Property::HoldersCurrent;
     if (!device.running()) continue;
-    if (device.entry != Entry::Absent && !s.held_by(d)) return "a running device maps only what it holds";
-    if (device.entry == Entry::Write && s.kind == PageKind::Shared) return "no device may write a shared page";
+    if (device.entry != Entry::Absent && !s.held_by(d)) return Property::DeviceEntryFits;
+    if (device.entry == Entry::Write && s.kind == PageKind::Shared) return Property::DeviceEntryFits;
   }
-  return nullptr;
+  return std::nullopt;
 }
 
 }  // namespace uhmm::model

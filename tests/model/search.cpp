@@ -56,7 +56,8 @@ class Namer final : public Sink {
   void step(const State& next, const char* what, unsigned who, Duty) override {
     if (pack(next) == wanted_) name = std::string(what) + " [" + std::to_string(who) + "]";
   }
-  void violation(const char*, const char*) override {}
+  void violation(Property, const char*) override {}
+  void committed(PageEvent) override {}
   std::string name;
 
  private:
@@ -74,8 +75,10 @@ std::string describe(std::uint64_t packed) {
     text += std::string(", dev ") + kEntries[static_cast<unsigned>(d.entry)] + (d.latest != 0 ? " latest" : " old");
     if (d.mapped != 0) text += d.writable != 0 ? " mapped-w" : " mapped";
     if (d.stale != 0) text += " stale";
-    if (d.running()) text += " running";
-    else if (d.busy()) text += " launching";
+    if (d.running())
+      text += " running";
+    else if (d.busy())
+      text += " launching";
     if (d.life != Life::Alive) text += " dead";
   }
   return text;
@@ -89,20 +92,20 @@ class Search final : public Sink {
     bool added = false;
     (void)table_.number_of(pack(State{}), added);
     parents_.push_back(kNone);
-    for (now_ = 0; now_ < table_.size() && report_.property.empty(); ++now_) {
+    for (now_ = 0; now_ < table_.size() && !report_.broken; ++now_) {
       if (table_.size() > most_) {
         report_.complete = false;
         break;
       }
       const State state = unpack(table_[now_]);
-      if (const char* property = broken_invariant(state)) {
-        violation(property, "");
+      if (const auto property = broken_invariant(state)) {
+        violation(*property, "");
         break;
       }
       successors(state, config_, *this);
     }
     report_.states = table_.size();
-    if (report_.property.empty() && report_.complete) check_progress();
+    if (!report_.broken && report_.complete) check_progress();
     return std::move(report_);
   }
 
@@ -117,9 +120,11 @@ class Search final : public Sink {
     }
   }
 
-  void violation(const char* property, const char* what) override {
-    if (!report_.property.empty()) return;
-    report_.property = property;
+  void committed(PageEvent event) override { report_.events |= 1u << static_cast<unsigned>(event); }
+
+  void violation(Property property, const char* what) override {
+    if (report_.broken) return;
+    report_.broken = property;
     if (*what != '\0') report_.trace.push_back(std::string("then: ") + what);
     for (std::uint32_t at = static_cast<std::uint32_t>(now_); at != kNone; at = parents_[at]) {
       Namer namer(table_[at]);
@@ -159,7 +164,7 @@ class Search final : public Sink {
     const auto stuck = std::find(served.begin(), served.end(), false);
     if (stuck == served.end()) return;
     now_ = static_cast<std::size_t>(stuck - served.begin());
-    violation("whoever waits can be served", "nothing that must happen serves everybody");
+    violation(Property::NobodyStuck, "nothing that must happen serves everybody");
   }
 
   const Config& config_;

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -14,9 +15,10 @@ namespace uhmm::model {
 struct Report {
   std::size_t states = 0;
   std::size_t transitions = 0;
-  bool complete = true;              // false: the limit was reached
-  std::string property;              // what does not hold; "" if everything does
-  std::vector<std::string> trace;    // how to get there
+  bool complete = true;            // false: the limit was reached
+  std::uint32_t events = 0;        // bit per PageEvent that was committed
+  std::optional<Property> broken;  // what does not hold
+  std::vector<std::string> trace;  // how to get there
 };
 
 Report search(const Config& config, std::size_t most_states);

@@ -2,7 +2,8 @@
 // The model's world: one page, two CPU threads, two devices, and at most one operation under the block's lock.
 //
 // Data is not modelled as bytes but as "is this copy the latest version?". A write makes the copy it goes to the only
-// latest one; reading, or adding to, a copy that is not the latest is an error. That is finite for any number of writes.
+// latest one; reading, or adding to, a copy that is not the latest is an error. That is finite for any number of
+// writes.
 #pragma once
 
 #include <array>
@@ -60,8 +61,8 @@ struct State {
   std::uint8_t step = 0;
   std::uint8_t device = 0;  // its target
   Want want = Want::Move;
-  std::uint8_t few = 0;     // unmaps by freeing
-  std::uint8_t done = 0;    // bit per device: its part is done already
+  std::uint8_t few = 0;   // unmaps by freeing
+  std::uint8_t done = 0;  // bit per device: its part is done already
 
   PageState page() const { return {kind, holders}; }
   bool held_by(unsigned d) const { return ((holders >> d) & 1) != 0; }
@@ -106,28 +107,50 @@ inline State unpack(std::uint64_t packed) {
   return s;
 }
 
+// X(identifier, what holds)
+#define UHMM_PROPERTY_LIST(X)                                                                         \
+  X(NoStaleRead, "no stale read: every read, by CPU or kernel, sees the latest write")                \
+  X(NoLostWrite, "no lost write: every write goes to the latest version")                             \
+  X(CopyExists, "a current copy exists, unless the page is none, lost, or its device just died")      \
+  X(NobodyStuck, "no deadlock: from every state, whoever waits for the page can be served")           \
+  X(InTable, "every commit is a transition that page_protocol.hpp allows")                            \
+  X(WellFormed, "every state is well formed")                                                         \
+  X(Watched, "no access goes unwatched while the page is away or protected")                          \
+  X(HoldersCurrent, "between operations, whoever holds a copy by the state holds a current one")      \
+  X(CpuEntryFits, "between operations, the CPU's entry is what the state says")                       \
+  X(DeviceEntryFits, "between operations, a running device maps what it holds, shared pages to read") \
+  X(MasksCover, "the masks of mapped and writable pages cover the devices' page tables")              \
+  X(StagingEmpty, "between operations, no data is in staging only")
+
+enum class Property : std::uint8_t {
+#define UHMM_X(name, text) name,
+  UHMM_PROPERTY_LIST(UHMM_X)
+#undef UHMM_X
+};
+
 // Errors put into the model on purpose. Each must be found; otherwise the model proves nothing.
 // X(identifier, what is wrong)
-#define UHMM_MUTATION_LIST(X)                                                                           \
-  X(SkipProtect, "a page is copied to a device for reading without write-protecting the CPU's entry")   \
-  X(SkipFlush, "a launch does not flush stale mappings")                                                \
-  X(FlushAfterLaunch, "a launch does not wait for another launch that is still flushing")               \
-  X(ForgetFailedFlush, "a mapping whose unmapping failed at a launch is forgotten")                     \
-  X(PublishBeforeRevoke, "the CPU gets a page before the device's mapping is revoked")                  \
-  X(CommitBeforeRevoke, "a page moves between devices before the first one's mapping is revoked")       \
-  X(KeepOtherDuplicates, "a device writes a shared page while another still maps it")                   \
-  X(CopyBeforeTake, "a page is copied to a device for writing before it is taken from the CPU")         \
-  X(SettleAfterMap, "the device maps a page before the CPU's entry is dropped")                         \
-  X(NoRollback, "a failed copy to a device does not give the page back to the CPU")                     \
-  X(PutBackWritable, "a failed move of a shared page gives it back writable, then protects it")         \
-  X(ArmLate, "a page is found untouched before the CPU's first touch is watched")                       \
-  X(UnprotectFirst, "a CPU write to a shared page is allowed before the devices' copies end")           \
-  X(WriteWhileStaged, "a page is duplicated to system memory while its device may write")               \
-  X(FailedProtectIgnored, "a device's old writable mapping of a shared page survives")                  \
-  X(FreedCopyStaysCurrent, "ending a sharing fails after one copy's memory was freed")                  \
-  X(FreedStaysMapped, "memory freed at the end of a sharing is still noted as mapped")                  \
-  X(LostReadsZeros, "a lost page is not poisoned")                                                      \
-  X(NoWake, "a CPU fault that needs nothing is not woken")                                              \
+#define UHMM_MUTATION_LIST(X)                                                                         \
+  X(SkipProtect, "a page is copied to a device for reading without write-protecting the CPU's entry") \
+  X(SkipFlush, "a launch does not flush stale mappings")                                              \
+  X(FlushAfterLaunch, "a launch does not wait for another launch that is still flushing")             \
+  X(ForgetFailedFlush, "a mapping whose unmapping failed at a launch is forgotten")                   \
+  X(PublishBeforeRevoke, "the CPU gets a page before the device's mapping is revoked")                \
+  X(CommitBeforeRevoke, "a page moves between devices before the first one's mapping is revoked")     \
+  X(KeepOtherDuplicates, "a device writes a shared page while another still maps it")                 \
+  X(CopyBeforeTake, "a page is copied to a device for writing before it is taken from the CPU")       \
+  X(SettleAfterMap, "the device maps a page before the CPU's entry is dropped")                       \
+  X(NoRollback, "a failed copy to a device does not give the page back to the CPU")                   \
+  X(PutBackWritable, "a failed move of a shared page gives it back writable, then protects it")       \
+  X(ArmLate, "a page is found untouched before the CPU's first touch is watched")                     \
+  X(UnprotectFirst, "a CPU write to a shared page is allowed before the devices' copies end")         \
+  X(WriteWhileStaged, "a page is duplicated to system memory while its device may write")             \
+  X(FailedProtectIgnored, "a device's old writable mapping of a shared page survives")                \
+  X(FailedMapForgotten, "a mapping that failed half-way is not noted")                                \
+  X(FreedCopyStaysCurrent, "ending a sharing fails after one copy's memory was freed")                \
+  X(FreedStaysMapped, "memory freed at the end of a sharing is still noted as mapped")                \
+  X(LostReadsZeros, "a lost page is not poisoned")                                                    \
+  X(NoWake, "a CPU fault that needs nothing is not woken")                                            \
   X(DiscardKeepsMapping, "a discard does not revoke the devices' mappings nor frees the memory")
 
 enum class Mutation : std::uint8_t {

@@ -37,7 +37,7 @@ class Stepper {
   }
   void access_latest(bool latest, bool write, const char* who) {
     if (latest) return;
-    sink_.violation(write ? "no write is lost" : "no stale read", who);
+    sink_.violation(write ? Property::NoLostWrite : Property::NoStaleRead, who);
   }
   static void written(State& s, int device);
   void cpu_access(Wait State::*thread, bool write);

@@ -15,15 +15,16 @@ enum class Duty : std::uint8_t {
 class Sink {
  public:
   virtual void step(const State& next, const char* what, unsigned who, Duty duty) = 0;
-  virtual void violation(const char* property, const char* what) = 0;
+  virtual void violation(Property property, const char* what) = 0;
+  virtual void committed(PageEvent event) = 0;
 
  protected:
   ~Sink() = default;
 };
 
 void successors(const State& state, const Config& config, Sink& sink);
-// Properties of a state by itself; nullptr when all hold.
-const char* broken_invariant(const State& state);
+// A property of states that this one breaks.
+std::optional<Property> broken_invariant(const State& state);
 // Does a processor wait for the page?
 bool somebody_waits(const State& state);
 

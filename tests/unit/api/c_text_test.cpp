@@ -11,9 +11,9 @@ namespace {
 
 TEST(CText, statuses) {
   std::set<std::string> texts;
-#define UHMM_X(name, value, text)                    \
-  EXPECT_STREQ(uhmm_status_name(name), #name);       \
-  EXPECT_STREQ(uhmm_status_text(name), text);        \
+#define UHMM_X(name, value, text)              \
+  EXPECT_STREQ(uhmm_status_name(name), #name); \
+  EXPECT_STREQ(uhmm_status_text(name), text);  \
   EXPECT_TRUE(texts.insert(text).second) << text;
   UHMM_STATUS_LIST(UHMM_X)
 #undef UHMM_X
@@ -23,8 +23,8 @@ TEST(CText, statuses) {
 
 TEST(CText, causes) {
   unsigned count = 0;
-#define UHMM_X(name, value, text)             \
-  EXPECT_STREQ(uhmm_cause_text(name), text);  \
+#define UHMM_X(name, value, text)            \
+  EXPECT_STREQ(uhmm_cause_text(name), text); \
   EXPECT_EQ(value, count++);
   UHMM_CAUSE_LIST(UHMM_X)
 #undef UHMM_X
@@ -34,8 +34,8 @@ TEST(CText, causes) {
 
 TEST(CText, events) {
   unsigned count = 0;
-#define UHMM_X(name, value, text)             \
-  EXPECT_STREQ(uhmm_event_text(name), text);  \
+#define UHMM_X(name, value, text)            \
+  EXPECT_STREQ(uhmm_event_text(name), text); \
   EXPECT_EQ(value, count++);
   UHMM_EVENT_LIST(UHMM_X)
 #undef UHMM_X

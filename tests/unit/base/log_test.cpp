@@ -86,8 +86,7 @@ TEST(Log, many_writers_lose_nothing_uncounted_and_tear_nothing) {
     std::vector<std::thread> threads;
     for (unsigned t = 0; t < kThreads; ++t) {
       threads.emplace_back([t] {
-        for (int i = 0; i < kEach; ++i)
-          write(Level::Warning, "t%u i%d %s", t, i, payload(t, i).c_str());
+        for (int i = 0; i < kEach; ++i) write(Level::Warning, "t%u i%d %s", t, i, payload(t, i).c_str());
       });
     }
     for (std::thread& thread : threads) thread.join();

@@ -39,7 +39,9 @@ std::vector<PageRun> runs_of(const Model& model) {
 
 class PageMaskRandom : public testing::Test {
  protected:
-  std::uint32_t below(std::uint32_t bound) { return std::uniform_int_distribution<std::uint32_t>(0, bound - 1)(random_); }
+  std::uint32_t below(std::uint32_t bound) {
+    return std::uniform_int_distribution<std::uint32_t>(0, bound - 1)(random_);
+  }
   PageRun any_run() {
     const std::uint32_t first = below(kPagesPerBlock + 1);
     return {first, below(kPagesPerBlock - first + 1)};

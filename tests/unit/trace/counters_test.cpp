@@ -16,9 +16,8 @@ TEST(Counters, each_has_its_field) {
 #define UHMM_X(name, field) counters.add(Counter::name, value++);
   UHMM_COUNTER_LIST(UHMM_X)
 #undef UHMM_X
-#define UHMM_X(name, field)                           \
-  for (unsigned i = 0; i < UHMM_CAUSE_COUNT; ++i) \
-    counters.add(CauseCounter::name, static_cast<uhmm_cause>(i), value++);
+#define UHMM_X(name, field) \
+  for (unsigned i = 0; i < UHMM_CAUSE_COUNT; ++i) counters.add(CauseCounter::name, static_cast<uhmm_cause>(i), value++);
   UHMM_CAUSE_COUNTER_LIST(UHMM_X)
 #undef UHMM_X
 

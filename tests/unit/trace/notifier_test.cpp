@@ -71,8 +71,7 @@ TEST_F(NotifierTest, delivers_the_kinds_asked_for_in_order) {
   Log every;
   ASSERT_TRUE(notifier_.subscribe(1u << UHMM_EVENT_LOST, &Log::callback, &some).ok());
   ASSERT_TRUE(notifier_.subscribe(kAll, &Log::callback, &every).ok());
-  for (std::uint64_t i = 2; i < 1000; ++i)
-    ring_->record(event_of(i % 3 == 0 ? UHMM_EVENT_LOST : UHMM_EVENT_EVICT, i));
+  for (std::uint64_t i = 2; i < 1000; ++i) ring_->record(event_of(i % 3 == 0 ? UHMM_EVENT_LOST : UHMM_EVENT_EVICT, i));
   notifier_.stop();
   ASSERT_EQ(every.events.size(), 998u);
   for (std::size_t i = 0; i < every.events.size(); ++i) EXPECT_EQ(every.events[i].address, i + 2);

@@ -118,8 +118,9 @@ inline void write_all(int fd, std::span<const unsigned char> memory, const OnPro
     if (put < 0 && errno == EINTR) continue;
     if (put < 0 && errno == EFAULT) {
       throw std::runtime_error(
-          "write(2) from device memory: EFAULT. userfaultfd may not serve faults of system calls here: run as root, "
-          "or set the sysctl vm.unprivileged_userfaultfd to 1");
+          "write(2) from device memory: EFAULT. Here userfaultfd may not serve faults of system calls: run as root, "
+          "give "
+          "access to /dev/userfaultfd, or set the sysctl vm.unprivileged_userfaultfd to 1");
     }
     if (put < 0) fail_with_errno("write(2) of the temporary file");
     done += static_cast<std::size_t>(put);

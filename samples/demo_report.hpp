@@ -32,12 +32,17 @@ class ProgressBar {
     if (!terminal_ || now < next_) return;
     next_ = now + std::chrono::milliseconds(100);
     shown_ = true;
-    constexpr int kWidth = 40;
-    const double share = std::min(1.0, static_cast<double>(done) / static_cast<double>(total_));
-    const int filled = static_cast<int>(share * kWidth);
-    std::fprintf(stderr, "\r%-34s [%s%s] %3.0f %%", title_.c_str(),
-                 std::string(static_cast<std::size_t>(filled), '#').c_str(),
-                 std::string(static_cast<std::size_t>(kWidth - filled), '.').c_str(), share * 100);
+    std::fprintf(stderr, "\r%-34s ", title_.c_str());
+    if (done > total_) {
+      // Memory that doesn't fit travels more than once: there is no telling how much of it is still to come.
+      std::fprintf(stderr, "%.0f MiB moved so far\033[K", static_cast<double>(done) / (1 << 20));
+    } else {
+      constexpr std::size_t kWidth = 40;
+      const double share = static_cast<double>(done) / static_cast<double>(total_);
+      const auto filled = static_cast<std::size_t>(share * kWidth);
+      std::fprintf(stderr, "[%s%s] %3.0f %%", std::string(filled, '#').c_str(),
+                   std::string(kWidth - filled, '.').c_str(), share * 100);
+    }
     std::fflush(stderr);
   }
 

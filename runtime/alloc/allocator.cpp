@@ -2,8 +2,6 @@
 // The uhmm_malloc family, on public calls. Small blocks come from the standard library's pool resource over managed
 // regions; large ones are mappings of their own, which can be freed without bringing anything back. Locks here are taken
 // by threads of the program only: the runtime's threads never allocate.
-#include "runtime/alloc/allocator.hpp"
-
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -17,6 +15,7 @@
 #include <mutex>
 #include <new>
 
+#include "runtime/base/epoch.hpp"
 #include "runtime/base/status.hpp"
 #include "runtime/base/types.hpp"
 #include "uhmm/uhmm.h"
@@ -90,7 +89,8 @@ class Allocator {
   void* allocate(std::size_t size, std::size_t alignment, bool zeroed);
   bool free(void* pointer);
   std::size_t usable_size(const void* pointer);
-  Allocator* previous = nullptr;  // abandoned before this one
+  Allocator* previous = nullptr;  // of an earlier epoch: its blocks stay as they are, so it does too
+  const std::uint64_t epoch = runtime_epoch.load();
 
  private:
   // In front of every small block.
@@ -115,15 +115,21 @@ class Allocator {
 // One per run of the runtime; never destroyed, since its blocks stay readable.
 std::atomic<Allocator*> current{nullptr};
 std::mutex creation;
-Allocator* abandoned = nullptr;
 
 // Null when nothing was allocated since the runtime started.
-Allocator* existing() { return current.load(std::memory_order_acquire); }
+Allocator* existing() {
+  Allocator* allocator = current.load(std::memory_order_acquire);
+  return allocator != nullptr && allocator->epoch == runtime_epoch.load() ? allocator : nullptr;
+}
 
 Allocator& instance() {
   if (Allocator* allocator = existing()) return *allocator;
   const std::scoped_lock lock(creation);
-  if (existing() == nullptr) current.store(new Allocator, std::memory_order_release);
+  if (existing() == nullptr) {
+    auto* fresh = new Allocator;
+    fresh->previous = current.load();
+    current.store(fresh, std::memory_order_release);
+  }
   return *existing();
 }
 
@@ -244,14 +250,6 @@ void* checked(std::size_t size, std::size_t alignment, bool zeroed) {
 }
 
 }  // namespace
-
-void abandon() {
-  const std::scoped_lock lock(creation);
-  Allocator* ended = current.exchange(nullptr);
-  if (ended == nullptr) return;
-  ended->previous = abandoned;
-  abandoned = ended;
-}
 
 }  // namespace uhmm::alloc
 

@@ -130,6 +130,32 @@ Status access_piece(Runtime& rt, DeviceIndex index, VirtAddr at, std::byte* buff
   return done;
 }
 
+// Runs of pages that the device would have to fault for: one fault each is what an access costs it. Counted before the
+// access, so that work of others on the device is not in it.
+struct MissingRuns {
+  Status status;
+  std::uint64_t count = 0;
+};
+MissingRuns missing_runs(Runtime& rt, DeviceIndex index, ByteRange bytes, bool write) {
+  MissingRuns runs;
+  const auto bit = static_cast<std::uint8_t>(1u << index.value);
+  const ByteRange pages = bytes.to_pages();
+  bool in_run = false;
+  for (VirtAddr at = pages.begin; at < pages.end && runs.status.ok();) {
+    const auto left = static_cast<std::uint32_t>(std::min<std::uint64_t>((pages.end - at) >> kPageShift, kPagesPerBlock));
+    const engine::SnapshotPart part = engine::snapshot_part(rt.context, at, left);
+    runs.status = part.status;
+    for (std::uint32_t i = 0; i < part.count; ++i) {
+      const uhmm_page_info& page = part.pages[i];
+      const bool there = (page.devices & bit) != 0 && (!write || page.state != UHMM_PAGE_SHARED);
+      if (!there && !in_run) ++runs.count;
+      in_run = !there;
+    }
+    at = at + std::size_t{part.count} * kPageBytes;
+  }
+  return runs;
+}
+
 uhmm_status device_access(uhmm_processor processor, std::uint64_t address, void* buffer, std::size_t length,
                           std::uint64_t* faults, bool write) {
   UHMM_RUNTIME(rt);
@@ -141,9 +167,15 @@ uhmm_status device_access(uhmm_processor processor, std::uint64_t address, void*
   const DeviceIndex index{processor - 1};
   const Piece piece = rt->context.workers.call([]() { return get_piece(); });
   if (!piece.status.ok()) return piece.status.code();
-  const std::uint64_t faults_before = rt->context.slot(index).faults.load();
   auto* user = static_cast<std::byte*>(buffer);
   Status status = rt->context.workers.call([rt, bytes]() { return engine::check_registered(rt->context, bytes); });
+  std::uint64_t taken = 0;
+  if (status.ok() && faults != nullptr) {
+    const MissingRuns runs =
+        rt->context.workers.call([rt, index, bytes, write]() { return missing_runs(*rt, index, bytes, write); });
+    status = runs.status;
+    taken = runs.count;
+  }
   for (std::size_t done = 0; done < length && status.ok(); done += kPiece) {
     const std::size_t part = std::min(kPiece, length - done);
     // The program's buffer is touched here, on its own thread, with no lock held: it may be managed memory.
@@ -155,7 +187,6 @@ uhmm_status device_access(uhmm_processor processor, std::uint64_t address, void*
   }
   char detail[kDetailBytes];
   save_detail(detail);
-  const std::uint64_t taken = rt->context.slot(index).faults.load() - faults_before;
   (void)rt->context.workers.call([at = piece.buffer]() -> Status {
     Arena::instance().deallocate(at, kPiece, 64);
     return {};

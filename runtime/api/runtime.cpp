@@ -7,9 +7,9 @@
 #include <mutex>
 
 #include "backends/soft/soft_device.hpp"
-#include "runtime/alloc/allocator.hpp"
 #include "runtime/api/config.hpp"
 #include "runtime/base/arena.hpp"
+#include "runtime/base/epoch.hpp"
 #include "runtime/os/process.hpp"
 #include "runtime/os/thread.hpp"
 
@@ -238,7 +238,7 @@ uhmm_status uhmm_shutdown(void) {
     State expected = State::On;
     if (!api::state.compare_exchange_strong(expected, State::Stopping))
       return fail(UHMM_ERR_NOT_INITIALIZED, "another thread is shutting the runtime down");
-    alloc::abandon();
+    runtime_epoch.fetch_add(1);
     const Status status = api::runtime->stop();
     destroy_in_arena(api::runtime);
     api::runtime = nullptr;

@@ -35,7 +35,6 @@ struct DeviceSlot {
   std::atomic<bool> swept{false};   // after a loss: every page that was there is accounted for
   std::atomic<bool> paused{false};  // being restarted: launches wait
   std::atomic<std::uint32_t> unattached{0};  // registered ranges that the device can't reach yet
-  std::atomic<std::uint64_t> faults{0};
   std::atomic<std::uint64_t> current_pages{0};  // pages with a current copy there
   char lost_reason[192] = {};
 };

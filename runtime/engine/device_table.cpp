@@ -24,7 +24,6 @@ Status DeviceTable::add(DeviceIndex index, Device* device, std::uint64_t memory_
     slot.capabilities = device->capabilities();
     slot.memory.reset(memory_bytes >> kPageShift);
     slot.unattached.store(static_cast<std::uint32_t>(context_.space.ranges().size()));
-    slot.faults.store(0);
     slot.lost.store(false);
     slot.swept.store(false);
     slot.lost_reason[0] = '\0';

@@ -75,10 +75,9 @@ Status Reservation::obtain(Budget need, ByteRange avoid) {
   // Every round frees something, or passes over a block that can't go now; enough of those in a row end the search.
   constexpr int kMostPassedOver = 64;
   int passed_over = 0;
-  std::uint64_t wanted = need.pages;
   for (;;) {
-    if (memory.reserve(need.pool, wanted)) {
-      promised_.pages = wanted;
+    if (memory.reserve(need.pool, need.pages)) {
+      promised_.pages = need.pages;
       return {};
     }
     if (BlockDevice* part = memory.oldest(MemoryList::Retained, need.pool, elsewhere)) {
@@ -98,9 +97,10 @@ Status Reservation::obtain(Budget need, ByteRange avoid) {
       memory.place(victim, MemoryList::Active);  // to the end of the queue
       continue;
     }
-    if (wanted == 1)
-      return fail(UHMM_ERR_DEVICE_FULL, "device %u is full and nothing there can be evicted", device_.processor());
-    wanted = wanted > 8 ? wanted / 2 : 1;
+    // Nothing more can go: what is free has to do.
+    promised_.pages = memory.reserve_some(need.pool, need.pages);
+    if (promised_.pages != 0) return {};
+    return fail(UHMM_ERR_DEVICE_FULL, "device %u is full and nothing there can be evicted", device_.processor());
   }
 }
 

@@ -219,7 +219,6 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
       const Segment segment = segment_of(context, *range, *block);
       const std::uint32_t page = fault.address.page_in_block();
       const Look seen = look_at(*block, page);
-      slot.faults.fetch_add(1);
       context.count(*range, Counter::DeviceFaults, 1);
       if (seen.kind == PageKind::Lost) {
         (void)device->poison(page_at(fault.address));

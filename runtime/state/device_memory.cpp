@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/state/device_memory.hpp"
 
+#include <algorithm>
+
 #include "runtime/base/check.hpp"
 
 namespace uhmm::state {
@@ -20,6 +22,14 @@ bool DeviceMemory::reserve(std::uint32_t pool, std::uint64_t pages) {
   if (account.used + pages > account.quota) return false;
   account.used += pages;
   return true;
+}
+
+std::uint64_t DeviceMemory::reserve_some(std::uint32_t pool, std::uint64_t most) {
+  const std::scoped_lock lock(mutex_);
+  Pool& account = pools_[pool];
+  const std::uint64_t granted = account.used < account.quota ? std::min(most, account.quota - account.used) : 0;
+  account.used += granted;
+  return granted;
 }
 
 void DeviceMemory::settle(std::uint32_t pool, std::uint64_t reserved, std::uint64_t allocated) {

@@ -83,6 +83,8 @@ class SoftDevice final : public backend::Device {
   // Turns Open into Lost and composes the reason, once; others wait until that is done.
   void note_death();
   void compose_reason();
+  // Another thread may be composing it right now.
+  void await_reason() const;
   void wake_waiters();
   Status lost_status(uhmm_status code = UHMM_ERR_DEVICE_LOST) const;
   bool open_now() const { return state_.load(std::memory_order_acquire) == State::Open; }

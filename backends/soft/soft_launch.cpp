@@ -123,6 +123,7 @@ Status SoftDevice::launch_outcome(backend::Ticket ticket) const {
     return fail(UHMM_ERR_DEVICE_LOST, "device %s was lost before the kernel finished", options_.name);
   const std::uint32_t state = control_->slot[parts.slot].state.load(std::memory_order_acquire);
   if (state >> 1 != parts.generation || (state & 1) != 0) return {};
+  await_reason();
   const bool culprit = parts.slot == failed_slot_ && parts.generation == failed_generation_;
   return lost_status(culprit ? UHMM_ERR_KERNEL_FAILED : UHMM_ERR_DEVICE_LOST);
 }

@@ -275,6 +275,10 @@ void SoftDevice::note_death() {
     wake_waiters();
     return;
   }
+  await_reason();
+}
+
+void SoftDevice::await_reason() const {
   while (state_.load(std::memory_order_acquire) == State::Dying) std::this_thread::yield();
 }
 
@@ -291,8 +295,12 @@ void SoftDevice::compose_reason() {
   }
   const char* who = kernel[0] != '\0' ? "kernel " : "the device process";
   if (kind == EndKind::Signal) {
-    std::snprintf(reason_, sizeof(reason_), "%s%.88s crashed: SIG%.8s at address 0x%llx, instruction 0x%llx", who,
-                  kernel, signal_text(words.number), static_cast<unsigned long long>(words.address),
+    char where[40] = {};
+    const bool of_an_access = words.number == SIGSEGV || words.number == SIGBUS;
+    if (of_an_access)
+      std::snprintf(where, sizeof(where), " at address 0x%llx,", static_cast<unsigned long long>(words.address));
+    std::snprintf(reason_, sizeof(reason_), "%s%.88s crashed: SIG%.8s%s instruction 0x%llx", who, kernel,
+                  signal_text(words.number), of_an_access ? where : ",",
                   static_cast<unsigned long long>(words.instruction));
     return;
   }
@@ -335,11 +343,12 @@ void SoftDevice::do_handle_death(std::span<char> reason) {
     if (!os::process_ended(death_pidfd_, 1000)) stop_process();
     note_death();
   }
-  while (state_.load(std::memory_order_acquire) == State::Dying) std::this_thread::yield();
+  await_reason();
   if (!reason.empty()) std::snprintf(reason.data(), reason.size(), "%s", reason_);
 }
 
 Status SoftDevice::lost_status(uhmm_status code) const {
+  await_reason();
   if (state_.load(std::memory_order_acquire) == State::Closed)
     return fail(UHMM_ERR_DEVICE_LOST, "device %s is closed", options_.name);
   return fail(code, "device %s: %s", options_.name, reason_);

@@ -56,6 +56,11 @@ Status acquire_for_write(Runtime& rt, ByteRange bytes, std::uint32_t device, Cou
 Status acquire(Runtime& rt, ByteRange bytes, std::uint32_t processor, uhmm_access access) {
   const std::scoped_lock lock(rt.lifecycle);
   Counts counts;
+  try {
+    rt.acquired.reserve(rt.acquired.size() + 1);
+  } catch (const std::bad_alloc&) {
+    return fail(UHMM_ERR_NO_MEMORY, "no memory to note an acquire");
+  }
   if (processor == UHMM_CPU) {
     const Want want = access == UHMM_ACCESS_READ ? Want::Duplicate : Want::Move;
     counts = engine::migrate(rt.context, {bytes, UHMM_CPU, want, UHMM_CAUSE_ACQUIRE});

@@ -368,6 +368,8 @@ void drop_cpu_pages(Context& context, const Segment& segment, const PageMask& pa
   pages.for_each_run([&](PageRun run) {
     const ByteRange range = segment.block->range_of(run);
     if (segment.range->backing == state::Backing::Shared) {
+      // The program's own entries too: what makes lost pages raise SIGBUS is in there, not in the page cache.
+      (void)os::drop_pages(range);
       const VirtAddr view{in_alias(segment, run)};
       (void)os::remove_shared({view, view + run.bytes()});
     } else {

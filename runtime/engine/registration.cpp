@@ -104,7 +104,10 @@ void detach(Context& context, Range& range) {
         refresh_list(context, index, *device_part, false);
       }
     }
-    block->lost -= PageMask::of(segment.run);
+    // They raise SIGBUS as before, but nobody counts them any more (unsigned wrap-around subtracts).
+    const PageMask lost = block->lost & PageMask::of(segment.run);
+    context.count(range, trace::Counter::PagesLost, std::uint64_t{0} - lost.count());
+    block->lost -= lost;
   }
   for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
     Device* device = context.slots[i].device;

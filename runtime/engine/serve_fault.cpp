@@ -208,7 +208,6 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
   {
     const Operation operation(context);
     const std::uint64_t started = os::now_ns();
-    DeviceSlot& slot = context.slot(index);
     Device* device = context.healthy(index);
     Range* range = device != nullptr ? context.space.find_page(fault.address) : nullptr;
     Block* block = range != nullptr && !range->closing.load() ? context.space.block(fault.address) : nullptr;

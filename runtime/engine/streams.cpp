@@ -42,14 +42,19 @@ Streams::Created Streams::create_stream(DeviceIndex device) {
   if (stream == nullptr) return {fail(UHMM_ERR_NO_MEMORY, "no memory for a stream"), 0};
   stream->streams = this;
   stream->device = device;
-  const Status started = stream->thread.start("uhmm-stream", run, stream);
-  if (!started.ok()) {
+  const std::scoped_lock lock(mutex_);
+  stream->id = next_id_++;
+  try {
+    streams_.emplace(stream->id, stream);
+  } catch (const std::bad_alloc&) {
+    destroy_in_arena(stream);
+    return {fail(UHMM_ERR_NO_MEMORY, "no memory for a stream"), 0};
+  }
+  if (const Status started = stream->thread.start("uhmm-stream", run, stream); !started.ok()) {
+    streams_.erase(stream->id);
     destroy_in_arena(stream);
     return {started, 0};
   }
-  const std::scoped_lock lock(mutex_);
-  stream->id = next_id_++;
-  streams_.emplace(stream->id, stream);
   return {{}, stream->id};
 }
 
@@ -147,7 +152,12 @@ Streams::Created Streams::record(std::uint64_t stream) {
   }
   const std::scoped_lock lock(mutex_);
   const std::uint64_t id = next_id_++;
-  fences_.emplace(id, fence);
+  try {
+    fences_.emplace(id, fence);
+  } catch (const std::bad_alloc&) {
+    release(fence);
+    return {fail(UHMM_ERR_NO_MEMORY, "no memory for a fence"), 0};
+  }
   return {{}, id};
 }
 

@@ -23,6 +23,8 @@ class DeviceMemory {
 
   // Promise `pages` of a pool's quota to an operation. False when the pool (or the device) has not that many left.
   bool reserve(std::uint32_t pool, std::uint64_t pages);
+  // Promises what is left, `most` at most; 0 when nothing is.
+  std::uint64_t reserve_some(std::uint32_t pool, std::uint64_t most);
   // The operation is over: of `reserved` pages it allocated `allocated` for good.
   void settle(std::uint32_t pool, std::uint64_t reserved, std::uint64_t allocated);
   // Allocated pages were given back.

@@ -130,15 +130,17 @@ void map_resident(Context& context, DeviceIndex index, BlockDevice& part, const 
   });
 }
 
-void free_memory(Context& context, DeviceIndex index, const Segment& segment, const PageMask& pages) {
+void free_memory(Context& context, DeviceIndex index, const Segment& segment, const PageMask& pages, Freeing how) {
   BlockDevice& part = *segment.block->find_device(index);
-  const PageMask freed = part.allocated & pages & PageMask::of(segment.run);
+  PageMask freed = part.allocated & pages & PageMask::of(segment.run);
   if (freed.none()) return;
   UHMM_CHECK(!part.resident.intersects(freed), "memory of current pages is not freed");
-  if (Device* device = context.slot(index).device; device != nullptr) {
+  if (Device* device = context.slot(index).device; device != nullptr && how == Freeing::Now) {
+    PageMask kept;
     freed.for_each_run([&](PageRun run) {
-      (void)device->free_memory(segment.range->windows[index.value], segment.block->range_of(run));
+      if (!device->free_memory(segment.range->windows[index.value], segment.block->range_of(run)).ok()) kept.set(run);
     });
+    freed -= kept;  // stays retained, and perhaps mapped
   }
   // Freeing the memory also ends what entries there were.
   part.mapped -= freed;

@@ -25,7 +25,9 @@ Status flush_stale(Context& context, DeviceIndex device);
 void map_resident(Context& context, DeviceIndex device, BlockDevice& part, const PageMask& pages, bool writable);
 
 // Pages' physical memory goes back to the device (block lock held, pages not mapped and not resident).
-void free_memory(Context& context, DeviceIndex device, const Segment& segment, const PageMask& pages);
+enum class Freeing : std::uint8_t { Now, WithWindow };  // WithWindow: detaching the window will do it
+void free_memory(Context& context, DeviceIndex device, const Segment& segment, const PageMask& pages,
+                 Freeing how = Freeing::Now);
 
 // Put the block on the list that fits what it holds on the device (block lock held). `used`: the device just used it.
 void refresh_list(Context& context, DeviceIndex device, BlockDevice& part, bool used);

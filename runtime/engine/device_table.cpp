@@ -43,7 +43,7 @@ void DeviceTable::strip(DeviceIndex index) {
       const std::scoped_lock lock(segment.block->mutex);
       BlockDevice* part = segment.block->find_device(index);
       if (part == nullptr) return Status{};
-      free_memory(context_, index, segment, PageMask::of(segment.run));
+      free_memory(context_, index, segment, PageMask::of(segment.run), Freeing::WithWindow);
       part->mapped.clear();
       part->writable.clear();
       if (part->allocated.none()) slot.memory.forget(part);

@@ -93,12 +93,12 @@ void detach(Context& context, Range& range) {
     for (BlockDevice* device_part : block->devices) {
       if (device_part == nullptr) continue;
       const DeviceIndex index{device_part->device};
-      free_memory(context, index, segment, PageMask::of(segment.run));
+      free_memory(context, index, segment, PageMask::of(segment.run), Freeing::WithWindow);
       device_part->mapped -= PageMask::of(segment.run);
       if (block->references == 1) {
         // The block goes with its last range; what an edge page still has goes with it.
         const Segment all{&range, block, {0, kPagesPerBlock}};
-        free_memory(context, index, all, device_part->allocated);
+        free_memory(context, index, all, device_part->allocated, Freeing::WithWindow);
         context.slot(index).memory.forget(device_part);
       } else {
         refresh_list(context, index, *device_part, false);

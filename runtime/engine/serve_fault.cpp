@@ -210,8 +210,11 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
     const std::uint64_t started = os::now_ns();
     Device* device = context.healthy(index);
     Range* range = device != nullptr ? context.space.find_page(fault.address) : nullptr;
-    Block* block = range != nullptr && !range->closing.load() ? context.space.block(fault.address) : nullptr;
-    if (block == nullptr) {
+    const bool managed = range != nullptr && !range->closing.load();
+    Block* block = managed ? context.space.block(fault.address) : nullptr;
+    if (managed && block == nullptr) {
+      device->wake(page_at(fault.address));  // out of metadata memory: not the kernel's fault, it tries again
+    } else if (block == nullptr) {
       // Nothing the program manages: the kernel's access is an error.
       if (device != nullptr) (void)device->poison(page_at(fault.address));
     } else {

@@ -26,7 +26,19 @@ int exit_code_of_child(Body&& body) {
 
 class Fork : public RuntimeTest {};
 
-TEST_F(Fork, ChildSeesASnapshotWhereverThePagesAre) {
+// With every way in which pages leave the program.
+class ForkInMode : public RuntimeTest, public testing::WithParamInterface<std::uint32_t> {
+ protected:
+  bool starts_itself() const override { return false; }
+  void SetUp() override {
+    uhmm_config config = test_config();
+    config.flags |= GetParam();
+    start(config);
+  }
+};
+INSTANTIATE_TEST_SUITE_P(Modes, ForkInMode, testing::Values(0u, UHMM_CONFIG_NO_MOVE, UHMM_CONFIG_COHERENT));
+
+TEST_P(ForkInMode, ChildSeesASnapshotWhereverThePagesAre) {
   Memory memory(600 * kPage);
   Memory shared(8 * kPage, true, MAP_SHARED | MAP_ANONYMOUS);
   fill(memory.data(), 500 * kPage, 1);  // the rest was never touched
@@ -59,7 +71,7 @@ TEST_F(Fork, ChildSeesASnapshotWhereverThePagesAre) {
   EXPECT_EQ(stats().pages_lost, 0u);
 }
 
-TEST_F(Fork, BothSidesWriteAndTheDeviceStaysTheParents) {
+TEST_P(ForkInMode, BothSidesWriteAndTheDeviceStaysTheParents) {
   Memory memory(64 * kPage);
   fill(memory.data(), memory.bytes(), 1);
   UHMM_ASSERT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr));

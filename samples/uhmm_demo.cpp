@@ -186,7 +186,7 @@ class Demo {
     std::shuffle(order.begin(), order.end(), random);
     std::vector<std::vector<std::uint64_t>> expected(kLists);
     for (std::size_t list = 0; list < kLists; ++list) {
-      expected[list].reserve(kNodesPerList);
+      expected[list].resize(kNodesPerList);
       Node** link = &lists[list].head;
       std::uint64_t sum = 0;
       for (std::size_t i = 0; i < kNodesPerList; ++i) {
@@ -195,7 +195,7 @@ class Demo {
         *link = &node;
         link = &node.next;
         sum = fold(sum, node.value);
-        expected[list].push_back(sum);
+        expected[list][i] = sum;
       }
     }
     const std::size_t bytes = nodes.span().size_bytes();
@@ -230,6 +230,7 @@ class Demo {
 
 void run(const std::vector<std::string>& paths, const uhmm_config& config) {
   std::vector<Source> sources;
+  sources.reserve(paths.size());
   for (const std::string& path : paths) sources.push_back(source_from_path(path));
   if (sources.empty()) sources = sources_of_this_machine(kDefaultBytes);
   if (std::none_of(sources.begin(), sources.end(), [](const Source& source) { return source.bytes > 0; })) {

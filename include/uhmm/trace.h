@@ -6,23 +6,23 @@
 #include <stdint.h>
 
 /* X-macro: name, value, text. `pages`, `bytes` and `duration_ns` have the units their names say. */
-#define UHMM_EVENT_LIST(X)                                                                     \
-  X(UHMM_EVENT_NONE, 0, "none")                                                                \
-  X(UHMM_EVENT_REGISTER, 1, "range registered")                                                \
-  X(UHMM_EVENT_UNREGISTER, 2, "range unregistered")                                            \
-  X(UHMM_EVENT_CPU_FAULT, 3, "CPU fault served; duration: fetch to wake")                      \
-  X(UHMM_EVENT_DEVICE_FAULT, 4, "device fault served; duration: fetch to wake")                \
-  X(UHMM_EVENT_TO_DEVICE, 5, "pages copied to `processor`")                                    \
-  X(UHMM_EVENT_TO_SYSTEM, 6, "pages copied to system memory from `processor`")                 \
-  X(UHMM_EVENT_POPULATE, 7, "pages given zeroed backing on `processor`")                       \
-  X(UHMM_EVENT_FREE, 8, "copies freed on `processor`")                                         \
-  X(UHMM_EVENT_EVICT, 9, "block evicted from `processor`")                                     \
-  X(UHMM_EVENT_REVOKE, 10, "exclusive access revoked")                                         \
-  X(UHMM_EVENT_LOST, 11, "pages lost")                                                         \
-  X(UHMM_EVENT_DEVICE_ADDED, 12, "device added or restarted")                                  \
-  X(UHMM_EVENT_DEVICE_REMOVED, 13, "device removed")                                           \
-  X(UHMM_EVENT_DEVICE_LOST, 14, "device lost")                                                 \
-  X(UHMM_EVENT_LAUNCH, 15, "kernel finished; address: function; duration: run")                \
+#define UHMM_EVENT_LIST(X)                                                      \
+  X(UHMM_EVENT_NONE, 0, "none")                                                 \
+  X(UHMM_EVENT_REGISTER, 1, "range registered")                                 \
+  X(UHMM_EVENT_UNREGISTER, 2, "range unregistered")                             \
+  X(UHMM_EVENT_CPU_FAULT, 3, "CPU fault served; duration: fetch to wake")       \
+  X(UHMM_EVENT_DEVICE_FAULT, 4, "device fault served; duration: fetch to wake") \
+  X(UHMM_EVENT_TO_DEVICE, 5, "pages copied to `processor`")                     \
+  X(UHMM_EVENT_TO_SYSTEM, 6, "pages copied to system memory from `processor`")  \
+  X(UHMM_EVENT_POPULATE, 7, "pages given zeroed backing on `processor`")        \
+  X(UHMM_EVENT_FREE, 8, "copies freed on `processor`")                          \
+  X(UHMM_EVENT_EVICT, 9, "block evicted from `processor`")                      \
+  X(UHMM_EVENT_REVOKE, 10, "exclusive access revoked")                          \
+  X(UHMM_EVENT_LOST, 11, "pages lost")                                          \
+  X(UHMM_EVENT_DEVICE_ADDED, 12, "device added or restarted")                   \
+  X(UHMM_EVENT_DEVICE_REMOVED, 13, "device removed")                            \
+  X(UHMM_EVENT_DEVICE_LOST, 14, "device lost")                                  \
+  X(UHMM_EVENT_LAUNCH, 15, "kernel finished; address: function; duration: run") \
   X(UHMM_EVENT_DROPPED, 16, "pages: how many events a subscriber missed")
 
 typedef enum uhmm_event_kind {

@@ -40,28 +40,28 @@ extern "C" {
 /* ------------------------------------------------------------------ status */
 
 /* X-macro: name, value, text. The one list of statuses; enum, names and documentation are made from it. */
-#define UHMM_STATUS_LIST(X)                                                                           \
-  X(UHMM_OK, 0, "success")                                                                            \
-  X(UHMM_ERR_INVALID, 1, "an argument is not valid")                                                  \
-  X(UHMM_ERR_NOT_INITIALIZED, 2, "the runtime is not initialized")                                    \
-  X(UHMM_ERR_ALREADY, 3, "already done")                                                              \
-  X(UHMM_ERR_NO_MEMORY, 4, "out of memory or address space")                                          \
-  X(UHMM_ERR_NOT_SUPPORTED, 5, "not supported by this kernel, device or kind of memory")              \
-  X(UHMM_ERR_PERMISSION, 6, "permission denied")                                                      \
-  X(UHMM_ERR_NOT_REGISTERED, 7, "the memory is not registered")                                       \
-  X(UHMM_ERR_OVERLAP, 8, "overlaps something registered already")                                     \
-  X(UHMM_ERR_NO_DEVICE, 9, "no such device")                                                          \
-  X(UHMM_ERR_DEVICE_LOST, 10, "the device was lost")                                                  \
-  X(UHMM_ERR_DEVICE_FULL, 11, "device memory is full")                                                \
-  X(UHMM_ERR_BUSY, 12, "busy or pinned")                                                              \
-  X(UHMM_ERR_FAULT, 13, "the address is not mapped or does not allow the access")                     \
-  X(UHMM_ERR_TIMEOUT, 14, "timed out")                                                                \
-  X(UHMM_ERR_DATA_LOST, 15, "the only copy of the data is gone")                                      \
-  X(UHMM_ERR_FORKED, 16, "not available in a forked child")                                           \
-  X(UHMM_ERR_SYSTEM, 17, "a system call failed")                                                      \
-  X(UHMM_ERR_UNKNOWN_KERNEL, 18, "the function is not known to the device")                           \
-  X(UHMM_ERR_KERNEL_FAILED, 19, "a kernel crashed on the device")                                     \
-  X(UHMM_ERR_NOT_FOUND, 20, "no such stream, fence, pool or subscription")                            \
+#define UHMM_STATUS_LIST(X)                                                              \
+  X(UHMM_OK, 0, "success")                                                               \
+  X(UHMM_ERR_INVALID, 1, "an argument is not valid")                                     \
+  X(UHMM_ERR_NOT_INITIALIZED, 2, "the runtime is not initialized")                       \
+  X(UHMM_ERR_ALREADY, 3, "already done")                                                 \
+  X(UHMM_ERR_NO_MEMORY, 4, "out of memory or address space")                             \
+  X(UHMM_ERR_NOT_SUPPORTED, 5, "not supported by this kernel, device or kind of memory") \
+  X(UHMM_ERR_PERMISSION, 6, "permission denied")                                         \
+  X(UHMM_ERR_NOT_REGISTERED, 7, "the memory is not registered")                          \
+  X(UHMM_ERR_OVERLAP, 8, "overlaps something registered already")                        \
+  X(UHMM_ERR_NO_DEVICE, 9, "no such device")                                             \
+  X(UHMM_ERR_DEVICE_LOST, 10, "the device was lost")                                     \
+  X(UHMM_ERR_DEVICE_FULL, 11, "device memory is full")                                   \
+  X(UHMM_ERR_BUSY, 12, "busy or pinned")                                                 \
+  X(UHMM_ERR_FAULT, 13, "the address is not mapped or does not allow the access")        \
+  X(UHMM_ERR_TIMEOUT, 14, "timed out")                                                   \
+  X(UHMM_ERR_DATA_LOST, 15, "the only copy of the data is gone")                         \
+  X(UHMM_ERR_FORKED, 16, "not available in a forked child")                              \
+  X(UHMM_ERR_SYSTEM, 17, "a system call failed")                                         \
+  X(UHMM_ERR_UNKNOWN_KERNEL, 18, "the function is not known to the device")              \
+  X(UHMM_ERR_KERNEL_FAILED, 19, "a kernel crashed on the device")                        \
+  X(UHMM_ERR_NOT_FOUND, 20, "no such stream, fence, pool or subscription")               \
   X(UHMM_ERR_CONFIG, 21, "a configuration value is not valid")
 
 typedef enum uhmm_status {
@@ -88,25 +88,27 @@ UHMM_API const char* uhmm_version_string(void);
 /* Flags of uhmm_config.flags. */
 #define UHMM_CONFIG_NO_MOVE 0x1u  /* never use UFFDIO_MOVE: write-protect + copy + drop instead (env UHMM_NO_MOVE=1) */
 #define UHMM_CONFIG_NO_ENV 0x2u   /* ignore UHMM_* variables (they are always ignored in setuid programs) */
-#define UHMM_CONFIG_COHERENT 0x4u /* the initial soft devices are coherent, not private (env UHMM_SOFT_KIND=coherent) */
+#define UHMM_CONFIG_COHERENT 0x4u /* the initial soft devices are coherent, not private (env UHMM_SOFT_KIND=coherent) \
+                                   */
 
 /*
  * Configuration. Zero in a field means its default. Environment variables, where set, override the struct.
  * Each is one setting with one default; docs/tuning.md lists them with ranges.
  */
 typedef struct uhmm_config {
-  size_t size;                  /* sizeof(uhmm_config) */
-  uint32_t flags;               /* UHMM_CONFIG_* */
-  uint32_t soft_devices;        /* devices opened by uhmm_init, 1..8, default 1 (UHMM_SOFT_DEVICES) */
-  uint64_t device_memory;       /* bytes of each soft device, >= 2 MiB, default 2 GiB (UHMM_DEVICE_MEMORY) */
-  uint32_t device_workers;      /* kernel workers of each soft device, 1..256, default: CPUs (UHMM_DEVICE_WORKERS) */
-  uint32_t service_threads;     /* fault service threads, 1..64, default min(CPUs, 8) (UHMM_SERVICE_THREADS) */
-  uint64_t staging_memory;      /* most system memory kept as recycled staging, >= 2 MiB, default 64 MiB (UHMM_STAGING) */
-  uint64_t fault_around;        /* most bytes brought by one fault, 4 KiB..2 MiB, default 2 MiB (UHMM_FAULT_AROUND) */
-  uint64_t link_latency_ns;     /* soft link model: added per copy, default 0 = off (UHMM_LINK_LATENCY_NS) */
-  uint64_t link_bytes_per_sec;  /* soft link model: limit, default 0 = off (UHMM_LINK_BANDWIDTH) */
+  size_t size;              /* sizeof(uhmm_config) */
+  uint32_t flags;           /* UHMM_CONFIG_* */
+  uint32_t soft_devices;    /* devices opened by uhmm_init, 1..8, default 1 (UHMM_SOFT_DEVICES) */
+  uint64_t device_memory;   /* bytes of each soft device, >= 2 MiB, default 2 GiB (UHMM_DEVICE_MEMORY) */
+  uint32_t device_workers;  /* kernel workers of each soft device, 1..256, default: CPUs (UHMM_DEVICE_WORKERS) */
+  uint32_t service_threads; /* fault service threads, 1..64, default min(CPUs, 8) (UHMM_SERVICE_THREADS) */
+  uint64_t staging_memory;  /* most system memory kept as recycled staging, >= 2 MiB, default 64 MiB (UHMM_STAGING) */
+  uint64_t fault_around;    /* most bytes brought by one fault, 4 KiB..2 MiB, default 2 MiB (UHMM_FAULT_AROUND) */
+  uint64_t link_latency_ns; /* soft link model: added per copy, default 0 = off (UHMM_LINK_LATENCY_NS) */
+  uint64_t link_bytes_per_sec; /* soft link model: limit, default 0 = off (UHMM_LINK_BANDWIDTH) */
 } uhmm_config;
-#define UHMM_CONFIG_INIT {sizeof(uhmm_config), 0, 0, 0, 0, 0, 0, 0, 0, 0}
+#define UHMM_CONFIG_INIT \
+  { sizeof(uhmm_config), 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /*
  * Start the runtime: service threads and devices. `config` may be NULL (all defaults).
@@ -139,19 +141,22 @@ typedef enum uhmm_device_kind { UHMM_DEVICE_SOFT = 1, UHMM_DEVICE_CUDA = 2, UHMM
 #define UHMM_DEVICE_IS_LOST 0x4u  /* a kernel crashed or the device died; uhmm_device_restart brings it back */
 
 typedef struct uhmm_device_info {
-  size_t size;             /* sizeof(uhmm_device_info) */
-  uhmm_processor device;   /* 1..8 */
-  uint32_t kind;           /* uhmm_device_kind */
-  uint32_t flags;          /* UHMM_DEVICE_* */
-  uint32_t workers;        /* parallel kernel workers */
-  uint64_t memory_bytes;   /* device memory in all */
-  uint64_t memory_free;    /* of it, not holding a current copy of any page */
-  uint64_t page_bytes;     /* unit of residency, 4096 */
-  int64_t process_id;      /* of the device process; 0 if it has none */
-  char name[64];           /* "soft0" */
-  char lost_reason[192];   /* why it was lost: signal, address, function; "" otherwise */
+  size_t size;           /* sizeof(uhmm_device_info) */
+  uhmm_processor device; /* 1..8 */
+  uint32_t kind;         /* uhmm_device_kind */
+  uint32_t flags;        /* UHMM_DEVICE_* */
+  uint32_t workers;      /* parallel kernel workers */
+  uint64_t memory_bytes; /* device memory in all */
+  uint64_t memory_free;  /* of it, not holding a current copy of any page */
+  uint64_t page_bytes;   /* unit of residency, 4096 */
+  int64_t process_id;    /* of the device process; 0 if it has none */
+  char name[64];         /* "soft0" */
+  char lost_reason[192]; /* why it was lost: signal, address, function; "" otherwise */
 } uhmm_device_info;
-#define UHMM_DEVICE_INFO_INIT {sizeof(uhmm_device_info), 0, 0, 0, 0, 0, 0, 0, 0, {0}, {0}}
+#define UHMM_DEVICE_INFO_INIT                                    \
+  {                                                              \
+    sizeof(uhmm_device_info), 0, 0, 0, 0, 0, 0, 0, 0, {0}, { 0 } \
+  }
 
 typedef struct uhmm_device_desc {
   size_t size;                 /* sizeof(uhmm_device_desc) */
@@ -163,7 +168,8 @@ typedef struct uhmm_device_desc {
   uint64_t link_latency_ns;    /* 0: as configured */
   uint64_t link_bytes_per_sec; /* 0: as configured */
 } uhmm_device_desc;
-#define UHMM_DEVICE_DESC_INIT {sizeof(uhmm_device_desc), UHMM_DEVICE_SOFT, 0, 0, 0, 0, 0, 0}
+#define UHMM_DEVICE_DESC_INIT \
+  { sizeof(uhmm_device_desc), UHMM_DEVICE_SOFT, 0, 0, 0, 0, 0, 0 }
 
 /* Number of devices present (lost ones count). Errors: INVALID (NULL). */
 UHMM_API uhmm_status uhmm_device_count(uint32_t* count);
@@ -196,22 +202,22 @@ UHMM_API uhmm_status uhmm_device_restart(uhmm_processor device);
 typedef uint64_t uhmm_pool; /* 0 is a device's default pool */
 
 /* Why something happened to pages. One list for events, statistics and callbacks. */
-#define UHMM_CAUSE_LIST(X)                                             \
-  X(UHMM_CAUSE_NONE, 0, "none")                                        \
-  X(UHMM_CAUSE_USER, 1, "explicit migration")                          \
-  X(UHMM_CAUSE_CPU_FAULT, 2, "CPU fault")                              \
-  X(UHMM_CAUSE_DEVICE_FAULT, 3, "device fault")                        \
-  X(UHMM_CAUSE_PREFETCH_USER, 4, "prefetch by request")                \
-  X(UHMM_CAUSE_PREFETCH_FAULT, 5, "prefetch by observed locality")     \
-  X(UHMM_CAUSE_EVICTION, 6, "eviction")                                \
-  X(UHMM_CAUSE_COHERENCE, 7, "a write made other copies stale")        \
-  X(UHMM_CAUSE_DISCARD, 8, "discard")                                  \
-  X(UHMM_CAUSE_UNREGISTER, 9, "unregister or unmap")                   \
-  X(UHMM_CAUSE_DEVICE_REMOVE, 10, "device removed or restarted")       \
-  X(UHMM_CAUSE_DEVICE_LOST, 11, "device lost")                         \
-  X(UHMM_CAUSE_EXCLUSIVE, 12, "exclusive access")                      \
-  X(UHMM_CAUSE_ACQUIRE, 13, "acquire or release")                      \
-  X(UHMM_CAUSE_FORK, 14, "fork")                                       \
+#define UHMM_CAUSE_LIST(X)                                         \
+  X(UHMM_CAUSE_NONE, 0, "none")                                    \
+  X(UHMM_CAUSE_USER, 1, "explicit migration")                      \
+  X(UHMM_CAUSE_CPU_FAULT, 2, "CPU fault")                          \
+  X(UHMM_CAUSE_DEVICE_FAULT, 3, "device fault")                    \
+  X(UHMM_CAUSE_PREFETCH_USER, 4, "prefetch by request")            \
+  X(UHMM_CAUSE_PREFETCH_FAULT, 5, "prefetch by observed locality") \
+  X(UHMM_CAUSE_EVICTION, 6, "eviction")                            \
+  X(UHMM_CAUSE_COHERENCE, 7, "a write made other copies stale")    \
+  X(UHMM_CAUSE_DISCARD, 8, "discard")                              \
+  X(UHMM_CAUSE_UNREGISTER, 9, "unregister or unmap")               \
+  X(UHMM_CAUSE_DEVICE_REMOVE, 10, "device removed or restarted")   \
+  X(UHMM_CAUSE_DEVICE_LOST, 11, "device lost")                     \
+  X(UHMM_CAUSE_EXCLUSIVE, 12, "exclusive access")                  \
+  X(UHMM_CAUSE_ACQUIRE, 13, "acquire or release")                  \
+  X(UHMM_CAUSE_FORK, 14, "fork")                                   \
   X(UHMM_CAUSE_DEVICE_ACCESS, 15, "read or write through the device's page table")
 
 typedef enum uhmm_cause {
@@ -247,7 +253,8 @@ typedef struct uhmm_pool_ops {
   /* The pool's copy of the page at `address` was freed; called once per page. */
   void (*page_free)(void* context, uint64_t address, uhmm_cause cause);
 } uhmm_pool_ops;
-#define UHMM_POOL_OPS_INIT {sizeof(uhmm_pool_ops), NULL, NULL}
+#define UHMM_POOL_OPS_INIT \
+  { sizeof(uhmm_pool_ops), NULL, NULL }
 
 typedef struct uhmm_pool_desc {
   size_t size;              /* sizeof(uhmm_pool_desc) */
@@ -257,7 +264,8 @@ typedef struct uhmm_pool_desc {
   const uhmm_pool_ops* ops; /* copied; may be NULL */
   void* context;            /* passed to the callbacks; must outlive the pool */
 } uhmm_pool_desc;
-#define UHMM_POOL_DESC_INIT {sizeof(uhmm_pool_desc), 1, 0, 0, NULL, NULL}
+#define UHMM_POOL_DESC_INIT \
+  { sizeof(uhmm_pool_desc), 1, 0, 0, NULL, NULL }
 
 /*
  * Set a part of a device's memory aside, with callbacks. Ranges use it after uhmm_range_set_pool.
@@ -314,7 +322,8 @@ typedef struct uhmm_migrate_result {
   uint64_t pages_skipped;   /* pages that could not move: pinned, kernel-pinned, device full, lost */
   uint64_t bytes_moved;     /* bytes copied */
 } uhmm_migrate_result;
-#define UHMM_MIGRATE_RESULT_INIT {sizeof(uhmm_migrate_result), 0, 0, 0, 0, 0, 0}
+#define UHMM_MIGRATE_RESULT_INIT \
+  { sizeof(uhmm_migrate_result), 0, 0, 0, 0, 0, 0 }
 
 /*
  * Make pages resident on `to` (a device, or UHMM_CPU for system memory) and nowhere else. The whole byte range must be
@@ -407,7 +416,8 @@ typedef struct uhmm_launch_desc {
   uint32_t grid[3];   /* cells in x, y, z; 0 counts as 1 */
   uint32_t flags;     /* 0 */
 } uhmm_launch_desc;
-#define UHMM_LAUNCH_DESC_INIT {sizeof(uhmm_launch_desc), NULL, NULL, 0, {1, 1, 1}, 0}
+#define UHMM_LAUNCH_DESC_INIT \
+  { sizeof(uhmm_launch_desc), NULL, NULL, 0, {1, 1, 1}, 0 }
 /*
  * Queue a kernel. Errors: NOT_FOUND (stream); INVALID; UNKNOWN_KERNEL (not a function the device knows: the detail
  * says which library, and that uhmm_device_restart makes it known); DEVICE_LOST. A kernel that crashes is
@@ -451,27 +461,27 @@ UHMM_API uhmm_status uhmm_snapshot(const void* address, size_t length, uhmm_page
                                    size_t* count);
 
 typedef struct uhmm_stats {
-  size_t size;                                   /* sizeof(uhmm_stats) */
-  uint64_t registered_bytes;                     /* bytes in registered ranges */
-  uint64_t ranges;                               /* registered ranges */
-  uint64_t cpu_faults;                           /* fault messages served for the CPU */
-  uint64_t device_faults;                        /* and for devices */
-  uint64_t faults_merged;                        /* of both: found already served */
-  uint64_t pages_to_device[UHMM_CAUSE_COUNT];    /* pages copied to devices, by cause */
-  uint64_t pages_to_system[UHMM_CAUSE_COUNT];    /* pages copied to system memory, by cause */
-  uint64_t bytes_to_device;                      /* bytes copied to devices */
-  uint64_t bytes_to_system;                      /* and back */
-  uint64_t pages_populated;                      /* pages given zeroed backing */
-  uint64_t pages_freed[UHMM_CAUSE_COUNT];        /* device copies freed, by cause */
-  uint64_t pages_on_devices;                     /* now: device copies of pages */
-  uint64_t pages_lost;                           /* now: lost pages */
-  uint64_t move_fallbacks;                       /* runs that UFFDIO_MOVE could not take */
-  uint64_t copy_ns;                              /* time spent copying, all threads */
-  uint64_t metadata_bytes;                       /* runtime's own memory, process-wide */
-  uint64_t staging_bytes;                        /* recycled staging pages, process-wide */
+  size_t size;                                /* sizeof(uhmm_stats) */
+  uint64_t registered_bytes;                  /* bytes in registered ranges */
+  uint64_t ranges;                            /* registered ranges */
+  uint64_t cpu_faults;                        /* fault messages served for the CPU */
+  uint64_t device_faults;                     /* and for devices */
+  uint64_t faults_merged;                     /* of both: found already served */
+  uint64_t pages_to_device[UHMM_CAUSE_COUNT]; /* pages copied to devices, by cause */
+  uint64_t pages_to_system[UHMM_CAUSE_COUNT]; /* pages copied to system memory, by cause */
+  uint64_t bytes_to_device;                   /* bytes copied to devices */
+  uint64_t bytes_to_system;                   /* and back */
+  uint64_t pages_populated;                   /* pages given zeroed backing */
+  uint64_t pages_freed[UHMM_CAUSE_COUNT];     /* device copies freed, by cause */
+  uint64_t pages_on_devices;                  /* now: device copies of pages */
+  uint64_t pages_lost;                        /* now: lost pages */
+  uint64_t move_fallbacks;                    /* runs that UFFDIO_MOVE could not take */
+  uint64_t copy_ns;                           /* time spent copying, all threads */
+  uint64_t metadata_bytes;                    /* runtime's own memory, process-wide */
+  uint64_t staging_bytes;                     /* recycled staging pages, process-wide */
 } uhmm_stats;
 #define UHMM_STATS_INIT \
-  {sizeof(uhmm_stats), 0, 0, 0, 0, 0, {0}, {0}, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0}
+  { sizeof(uhmm_stats), 0, 0, 0, 0, 0, {0}, {0}, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0 }
 
 /* Totals since uhmm_init. Errors: INVALID (NULL or size). */
 UHMM_API uhmm_status uhmm_get_stats(uhmm_stats* out);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The uhmm_malloc family, on public calls. Small blocks come from the standard library's pool resource over managed
-// regions; large ones are mappings of their own, which can be freed without bringing anything back. Locks here are taken
-// by threads of the program only: the runtime's threads never allocate.
+// regions; large ones are mappings of their own, which can be freed without bringing anything back. Locks here are
+// taken by threads of the program only: the runtime's threads never allocate.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -177,9 +177,14 @@ void* Allocator::allocate_large(std::size_t size, std::size_t alignment) {
 void* Allocator::allocate(std::size_t size, std::size_t alignment, bool zeroed) {
   alignment = std::max(alignment, kAlignment);
   if (size > kLarge || alignment > kPageBytes) return allocate_large(std::max<std::size_t>(size, 1), alignment);
-  const std::size_t lead = std::max(sizeof(Header), alignment);
-  const std::size_t bytes = lead + std::max<std::size_t>(size, 1);
-  auto* block = static_cast<std::byte*>(pool_.allocate(bytes, alignment));
+  // The pool aligns no better than its block sizes do (24-byte blocks are in it): whole units of 16 bytes, and room to
+  // align more strictly ourselves.
+  const std::size_t slack = alignment - kAlignment;
+  const std::size_t wanted = sizeof(Header) + slack + std::max<std::size_t>(size, 1);
+  const std::size_t bytes = (wanted + kAlignment - 1) & ~(kAlignment - 1);
+  auto* block = static_cast<std::byte*>(pool_.allocate(bytes, kAlignment));
+  const auto first = reinterpret_cast<std::uintptr_t>(block) + sizeof(Header);
+  const std::size_t lead = sizeof(Header) + (alignment - first % alignment) % alignment;
   std::byte* pointer = block + lead;
   *header_of(pointer) = {kMagic ^ reinterpret_cast<std::uint64_t>(pointer), static_cast<std::uint32_t>(lead),
                          static_cast<std::uint32_t>(bytes)};
@@ -210,8 +215,7 @@ bool Allocator::free(void* pointer) {
     case Kind::Small: {
       const Header header = *header_of(pointer);
       header_of(pointer)->check = 0;  // a second free is foreign
-      const std::size_t alignment = std::max<std::size_t>(kAlignment, header.offset);
-      pool_.deallocate(static_cast<std::byte*>(pointer) - header.offset, header.bytes, alignment);
+      pool_.deallocate(static_cast<std::byte*>(pointer) - header.offset, header.bytes, kAlignment);
       return true;
     }
   }

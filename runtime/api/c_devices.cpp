@@ -103,8 +103,8 @@ uhmm_status uhmm_device_add(const uhmm_device_desc* desc, uhmm_processor* out) {
   if (desc->kind != UHMM_DEVICE_SOFT) return fail(UHMM_ERR_INVALID, "unknown kind of device %u", desc->kind).code();
   if ((desc->flags & ~UHMM_DEVICE_COHERENT) != 0 || desc->reserved != 0)
     return fail(UHMM_ERR_INVALID, "unknown flags %#x", desc->flags).code();
-  if ((desc->memory_bytes != 0 && desc->memory_bytes < kBlockBytes) ||
-      desc->memory_bytes > (std::uint64_t{1} << 46) || desc->workers > 256)
+  if ((desc->memory_bytes != 0 && desc->memory_bytes < kBlockBytes) || desc->memory_bytes > (std::uint64_t{1} << 46) ||
+      desc->workers > 256)
     return fail(UHMM_ERR_INVALID, "memory_bytes is 2 MiB to 64 TiB, workers at most 256").code();
   struct Answer {
     Status status;

@@ -99,9 +99,8 @@ uhmm_status acquire_or_release(void* address, std::size_t length, uhmm_processor
   if (access < UHMM_ACCESS_READ || access > UHMM_ACCESS_READ_WRITE)
     return fail(UHMM_ERR_INVALID, "unknown access %d", static_cast<int>(access)).code();
   if (const Status good = api::check_processor(processor, true); !good.ok()) return good.code();
-  return with_range(address, length, [=](Runtime& runtime, ByteRange bytes) {
-    return call(runtime, bytes, processor, access);
-  });
+  return with_range(address, length,
+                    [=](Runtime& runtime, ByteRange bytes) { return call(runtime, bytes, processor, access); });
 }
 
 // Data for and from a device travels through runtime memory in pieces of this size.
@@ -147,7 +146,8 @@ MissingRuns missing_runs(Runtime& rt, DeviceIndex index, ByteRange bytes, bool w
   const ByteRange pages = bytes.to_pages();
   bool in_run = false;
   for (VirtAddr at = pages.begin; at < pages.end && runs.status.ok();) {
-    const auto left = static_cast<std::uint32_t>(std::min<std::uint64_t>((pages.end - at) >> kPageShift, kPagesPerBlock));
+    const auto left =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>((pages.end - at) >> kPageShift, kPagesPerBlock));
     const engine::SnapshotPart part = engine::snapshot_part(rt.context, at, left);
     runs.status = part.status;
     for (std::uint32_t i = 0; i < part.count; ++i) {

@@ -70,8 +70,7 @@ uhmm_status uhmm_get_range_stats(const void* address, uhmm_stats* out) {
   return deliver(answer, out);
 }
 
-uhmm_status uhmm_event_subscribe(uint64_t kinds, uhmm_event_callback callback, void* context,
-                                 uhmm_subscription* out) {
+uhmm_status uhmm_event_subscribe(uint64_t kinds, uhmm_event_callback callback, void* context, uhmm_subscription* out) {
   UHMM_RUNTIME(rt);
   if (out == nullptr) return fail(UHMM_ERR_INVALID, "out is NULL").code();
   const Result<uhmm_subscription> made = rt->notifier.subscribe(kinds, callback, context);

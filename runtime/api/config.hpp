@@ -8,14 +8,14 @@
 namespace uhmm::api {
 
 // X(field of uhmm_config, environment name, default expression, smallest, largest, unit)
-#define UHMM_SETTING_LIST(X)                                                                          \
-  X(soft_devices, "UHMM_SOFT_DEVICES", 1, 1, 8, "devices")                                            \
+#define UHMM_SETTING_LIST(X)                                                                                   \
+  X(soft_devices, "UHMM_SOFT_DEVICES", 1, 1, 8, "devices")                                                     \
   X(device_memory, "UHMM_DEVICE_MEMORY", std::uint64_t{2} << 30, kBlockBytes, std::uint64_t{1} << 46, "bytes") \
-  X(device_workers, "UHMM_DEVICE_WORKERS", cpus, 1, 256, "threads")                                   \
-  X(service_threads, "UHMM_SERVICE_THREADS", (cpus < 8 ? cpus : 8), 1, 64, "threads")                 \
-  X(staging_memory, "UHMM_STAGING", std::uint64_t{64} << 20, kBlockBytes, std::uint64_t{1} << 40, "bytes") \
-  X(fault_around, "UHMM_FAULT_AROUND", kBlockBytes, kPageBytes, kBlockBytes, "bytes")                 \
-  X(link_latency_ns, "UHMM_LINK_LATENCY_NS", 0, 0, std::uint64_t{10'000'000'000}, "nanoseconds")      \
+  X(device_workers, "UHMM_DEVICE_WORKERS", cpus, 1, 256, "threads")                                            \
+  X(service_threads, "UHMM_SERVICE_THREADS", (cpus < 8 ? cpus : 8), 1, 64, "threads")                          \
+  X(staging_memory, "UHMM_STAGING", std::uint64_t{64} << 20, kBlockBytes, std::uint64_t{1} << 40, "bytes")     \
+  X(fault_around, "UHMM_FAULT_AROUND", kBlockBytes, kPageBytes, kBlockBytes, "bytes")                          \
+  X(link_latency_ns, "UHMM_LINK_LATENCY_NS", 0, 0, std::uint64_t{10'000'000'000}, "nanoseconds")               \
   X(link_bytes_per_sec, "UHMM_LINK_BANDWIDTH", 0, 0, std::uint64_t{1} << 50, "bytes per second")
 
 // The configuration in force: struct (may be NULL), then environment, then defaults. Errors: INVALID, CONFIG.

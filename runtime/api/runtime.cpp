@@ -161,7 +161,8 @@ Runtime* running(uhmm_status* why) {
   const State now = state.load(std::memory_order_acquire);
   if (now == State::On && !os::in_device_process()) return runtime;
   if (now == State::Forked || os::in_device_process())
-    *why = fail(UHMM_ERR_FORKED, "this process was forked from one that uses uhmm: it has plain copies of the memory").code();
+    *why = fail(UHMM_ERR_FORKED, "this process was forked from one that uses uhmm: it has plain copies of the memory")
+               .code();
   else
     *why = fail(UHMM_ERR_NOT_INITIALIZED, "uhmm_init was not called, failed, or uhmm_shutdown was called").code();
   return nullptr;

@@ -48,8 +48,8 @@ class Runtime {
 Runtime* running(uhmm_status* why);
 
 // Every public call begins with one: refuses calls in the wrong state.
-#define UHMM_RUNTIME(name)                                    \
-  uhmm_status name##_why_ = UHMM_OK;                          \
+#define UHMM_RUNTIME(name)                                               \
+  uhmm_status name##_why_ = UHMM_OK;                                     \
   ::uhmm::api::Runtime* const name = ::uhmm::api::running(&name##_why_); \
   if (name == nullptr) return name##_why_
 

@@ -50,8 +50,6 @@ extern std::atomic<bool> armed;
 bool consume(Point point);
 }  // namespace detail
 
-inline bool should_fail(Point point) {
-  return detail::armed.load(std::memory_order_relaxed) && detail::consume(point);
-}
+inline bool should_fail(Point point) { return detail::armed.load(std::memory_order_relaxed) && detail::consume(point); }
 
 }  // namespace uhmm::inject

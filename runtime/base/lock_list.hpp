@@ -4,18 +4,20 @@
 #pragma once
 
 // X(identifier, rank, protects, may be held across)
-#define UHMM_LOCK_LIST(X)                                                                                              \
-  X(Lifecycle, 10, "initialisation, shutdown, adding and removing devices and pools", "everything below")              \
-  X(VaSpace, 30, "shared: ranges and blocks exist; exclusive: they are added and removed", "everything below")         \
-  X(StreamTable, 40, "the tables of streams and fences", "nothing that waits")                                         \
-  X(Stream, 45, "one stream's queue and fence states", "nothing that waits")                                           \
+#define UHMM_LOCK_LIST(X)                                                                                           \
+  X(Lifecycle, 10, "initialisation, shutdown, adding and removing devices and pools", "everything below")           \
+  X(VaSpace, 30, "shared: ranges and blocks exist; exclusive: they are added and removed", "everything below")      \
+  X(StreamTable, 40, "the tables of streams and fences", "nothing that waits")                                      \
+  X(Stream, 45, "one stream's queue and fence states", "nothing that waits")                                        \
   X(Flush, 47, "a device's stale mappings are unmapped before work begins, by one thread at a time", "block locks") \
-  X(Block, 50, "the masks of one 2 MiB block; at most one block lock is held at a time", "copies and page-table calls") \
-  X(Arm, 60, "whether a range is armed with userfaultfd", "one ioctl")                                                 \
-  X(Attach, 65, "which ranges a device can reach; detaching needs the address space exclusively", "the device's answer") \
-  X(DeviceMemory, 70, "a device's accounting, LRU lists and stale-mapping list", "nothing that waits")                 \
-  X(DeviceChannel, 80, "one request to a device process at a time", "the device process's answer")                     \
-  X(Staging, 90, "which staging slots are in use and which of their pages are filled", "nothing that waits")           \
-  X(Workers, 95, "the queue of the worker threads", "nothing that waits")                                              \
-  X(Trace, 100, "subscriptions to events", "nothing that waits")                                                       \
+  X(Block, 50, "the masks of one 2 MiB block; at most one block lock is held at a time",                            \
+    "copies and page-table calls")                                                                                  \
+  X(Arm, 60, "whether a range is armed with userfaultfd", "one ioctl")                                              \
+  X(Attach, 65, "which ranges a device can reach; detaching needs the address space exclusively",                   \
+    "the device's answer")                                                                                          \
+  X(DeviceMemory, 70, "a device's accounting, LRU lists and stale-mapping list", "nothing that waits")              \
+  X(DeviceChannel, 80, "one request to a device process at a time", "the device process's answer")                  \
+  X(Staging, 90, "which staging slots are in use and which of their pages are filled", "nothing that waits")        \
+  X(Workers, 95, "the queue of the worker threads", "nothing that waits")                                           \
+  X(Trace, 100, "subscriptions to events", "nothing that waits")                                                    \
   X(Arena, 110, "the metadata arena's pools", "nothing that waits")

@@ -38,9 +38,9 @@ void save_detail(char (&to)[kDetailBytes], const char* text = last_detail());
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                      // NOLINT(google-explicit-constructor)
-  Result(Status status) : status_(status) {}                         // NOLINT(google-explicit-constructor)
-  Result(uhmm_status code) : status_(code) {}                        // NOLINT(google-explicit-constructor)
+  Result(T value) : value_(std::move(value)) {}  // NOLINT(google-explicit-constructor)
+  Result(Status status) : status_(status) {}     // NOLINT(google-explicit-constructor)
+  Result(uhmm_status code) : status_(code) {}    // NOLINT(google-explicit-constructor)
   bool ok() const { return status_.ok(); }
   explicit operator bool() const { return ok(); }
   Status status() const { return status_; }
@@ -57,7 +57,7 @@ class [[nodiscard]] Result {
 }  // namespace uhmm
 
 // Return early with the failure of an expression that yields a Status.
-#define UHMM_TRY(expression)                                   \
-  do {                                                         \
+#define UHMM_TRY(expression)                                                        \
+  do {                                                                              \
     if (::uhmm::Status uhmm_try_ = (expression); !uhmm_try_.ok()) return uhmm_try_; \
   } while (0)

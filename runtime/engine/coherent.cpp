@@ -16,7 +16,8 @@ void watch_again(Context& context, Range& range, ByteRange pages) {
 
 void map_in_place(Context& context, const Segment& segment, DeviceIndex index, const PageMask& pages) {
   Device* device = context.healthy(index);
-  if (device == nullptr || !device->capabilities().coherent || segment.range->backing != state::Backing::Private) return;
+  if (device == nullptr || !device->capabilities().coherent || segment.range->backing != state::Backing::Private)
+    return;
   pages.for_each_run([&](PageRun run) {
     const ByteRange range = segment.block->range_of(run);
     if (!device->map_host(segment.range->windows[index.value], range).ok()) return;

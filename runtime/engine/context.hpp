@@ -32,9 +32,9 @@ struct DeviceSlot {
   RankedMutex<LockRank::Attach> attach_mutex;
   RankedMutex<LockRank::Flush> flush_mutex;
   std::atomic<bool> lost{false};
-  std::atomic<bool> swept{false};   // after a loss: every page that was there is accounted for
-  std::atomic<bool> paused{false};  // being restarted: launches wait
-  std::atomic<std::uint32_t> unattached{0};  // registered ranges that the device can't reach yet
+  std::atomic<bool> swept{false};               // after a loss: every page that was there is accounted for
+  std::atomic<bool> paused{false};              // being restarted: launches wait
+  std::atomic<std::uint32_t> unattached{0};     // registered ranges that the device can't reach yet
   std::atomic<std::uint64_t> current_pages{0};  // pages with a current copy there
   char lost_reason[192] = {};
 };

@@ -113,8 +113,8 @@ void map_resident(Context& context, DeviceIndex index, BlockDevice& part, const 
     const PageMask mask = PageMask::of(run);
     const PageMask there = mask & part.mapped;
     mask.minus(there).for_each_run([&](PageRun absent) {
-      // A call that fails half way leaves some entries: "mapped" means perhaps, so it is set all the same. The fault of a
-      // page that has none maps it again.
+      // A call that fails half way leaves some entries: "mapped" means perhaps, so it is set all the same. The fault of
+      // a page that has none maps it again.
       (void)device->map(part.block->range_of(absent),
                         writable ? backend::MapAccess::ReadWrite : backend::MapAccess::Read);
       part.mapped.set(absent);

@@ -139,8 +139,7 @@ DeviceTable::CreatedPool DeviceTable::create_pool(const uhmm_pool_desc& desc, co
   const DeviceIndex device{desc.device - 1};
   if (context_.slot(device).device == nullptr)
     return {fail(UHMM_ERR_NO_DEVICE, "there is no device %u", desc.device), 0};
-  if (context_.healthy(device) == nullptr)
-    return {fail(UHMM_ERR_DEVICE_LOST, "device %u is lost", desc.device), 0};
+  if (context_.healthy(device) == nullptr) return {fail(UHMM_ERR_DEVICE_LOST, "device %u is lost", desc.device), 0};
   std::uint32_t index = 1;
   while (index < context_.pools.size() && context_.pools[index].id.load() != 0) ++index;
   if (index == context_.pools.size())
@@ -201,8 +200,8 @@ Status DeviceTable::set_pool(VirtAddr address, std::uint64_t id) {
     Block* block = context_.space.find_block(at);
     if (block == nullptr) continue;
     for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
-      const bool concerned = (index != 0 && context_.pools[index].device == i) ||
-                             (old != 0 && context_.pools[old].device == i);
+      const bool concerned =
+          (index != 0 && context_.pools[index].device == i) || (old != 0 && context_.pools[old].device == i);
       if (concerned && block->find_device(DeviceIndex{i}) != nullptr &&
           !evict_block(context_, *block, DeviceIndex{i}, UHMM_CAUSE_USER).ok())
         status = fail(UHMM_ERR_DATA_LOST, "some pages could not be brought back");

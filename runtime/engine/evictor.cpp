@@ -90,8 +90,7 @@ Status Reservation::obtain(Budget need, ByteRange avoid) {
                                      [&](const BlockDevice& part) { return elsewhere(part) && part.holds == 0; });
     }
     if (victim != nullptr) {
-      if (!pinned(context_, *victim->block) &&
-          evict_block(context_, *victim->block, device_, UHMM_CAUSE_EVICTION).ok())
+      if (!pinned(context_, *victim->block) && evict_block(context_, *victim->block, device_, UHMM_CAUSE_EVICTION).ok())
         continue;
       ++passed_over;
       memory.place(victim, MemoryList::Active);  // to the end of the queue

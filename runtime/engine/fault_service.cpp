@@ -72,8 +72,7 @@ void FaultService::run(void* argument) {
   FaultService& service = *worker.service;
   WorkerPool::enter_runtime_thread();
   os::pin_thread(os::usable_cpu(worker.number % os::usable_cpu_count()));
-  const bool good =
-      worker.loop.open().ok() && worker.loop.watch(service.context_.uffd.fd(), kHostToken).ok();
+  const bool good = worker.loop.open().ok() && worker.loop.watch(service.context_.uffd.fd(), kHostToken).ok();
   service.uses_io_uring_.store(worker.loop.uses_io_uring());
   worker.state.store(good ? 1 : 2);
   worker.state.notify_all();

@@ -100,8 +100,7 @@ Status Departure::copy_to(DeviceIndex index, const PageMask& pages) {
   const backend::Window& window = segment_.range->windows[index.value];
   Status status;
   (pages & moved_).for_each_run([&](PageRun run) {
-    if (status.ok())
-      status = device.copy_in(window, segment_.block->range_of(run), slot_->memory + run.offset());
+    if (status.ok()) status = device.copy_in(window, segment_.block->range_of(run), slot_->memory + run.offset());
   });
   (pages & unmapped_).for_each_run([&](PageRun run) {
     if (status.ok()) status = device.copy_in(window, segment_.block->range_of(run), in_alias(segment_, run));
@@ -186,12 +185,12 @@ Status Arrival::stage(DeviceIndex index, const PageMask& pages) {
     });
     return status;
   }
-  if (context_.use_move && segment_.range->can_move.load(std::memory_order_relaxed)) slot_ = context_.staging.acquire_filled(pages);
+  if (context_.use_move && segment_.range->can_move.load(std::memory_order_relaxed))
+    slot_ = context_.staging.acquire_filled(pages);
   if (slot_ == nullptr) return status;  // publish() copies straight from the device
   in_slot_ = pages & slot_->filled;
   in_slot_.for_each_run([&](PageRun run) {
-    if (status.ok())
-      status = device.copy_out(window, segment_.block->range_of(run), slot_->memory + run.offset());
+    if (status.ok()) status = device.copy_out(window, segment_.block->range_of(run), slot_->memory + run.offset());
   });
   return status;
 }
@@ -259,8 +258,8 @@ Status Arrival::unstage(const PageMask& pages) {
   const backend::Window& window = segment_.range->windows[device_.value];
   Status status;
   pages.for_each_run([&](PageRun run) {
-    const std::byte* from = segment_.range->backing == state::Backing::Shared ? in_alias(segment_, run)
-                                                                              : slot_->memory + run.offset();
+    const std::byte* from =
+        segment_.range->backing == state::Backing::Shared ? in_alias(segment_, run) : slot_->memory + run.offset();
     if (status.ok()) status = device.copy_in(window, segment_.block->range_of(run), from);
   });
   return status;
@@ -290,8 +289,7 @@ bool protect_pages(Context& context, const Segment& segment, const PageMask& pag
   bool good = true;
   pages.for_each_run([&](PageRun run) {
     if (!good) return;
-    good = !should_fail(Point::WriteProtect) &&
-           context.uffd.write_protect(segment.block->range_of(run), true) == 0;
+    good = !should_fail(Point::WriteProtect) && context.uffd.write_protect(segment.block->range_of(run), true) == 0;
     if (good) done.set(run);
   });
   if (!good) unprotect_pages(context, segment, done);

@@ -22,8 +22,7 @@ struct BlockList {
 };
 
 Status not_registered(ByteRange bytes) {
-  return fail(UHMM_ERR_NOT_REGISTERED, "[%#lx, %#lx) is not registered as a whole", bytes.begin.value,
-              bytes.end.value);
+  return fail(UHMM_ERR_NOT_REGISTERED, "[%#lx, %#lx) is not registered as a whole", bytes.begin.value, bytes.end.value);
 }
 
 Status attach_touched(Context& context, ByteRange pages, DeviceIndex device) {
@@ -108,8 +107,8 @@ Counts migrate(Context& context, const MigrateRequest& request) {
       std::uint64_t pinned = 0;
       {
         const Operation operation(context);
-        const Status walked = context.space.for_each_segment(
-            blocks.part(i), leaving, [&](const Segment& segment) -> Status {
+        const Status walked =
+            context.space.for_each_segment(blocks.part(i), leaving, [&](const Segment& segment) -> Status {
               if (segment.range->advice.pinned.load()) {
                 pinned += segment.run.count;
               } else if (segment.range->closing.load()) {
@@ -152,8 +151,8 @@ Status discard_bytes(Context& context, ByteRange bytes) {
   // Pages that are only partly inside keep their contents.
   const ByteRange whole{bytes.begin.page_ceil(), bytes.end.page_floor()};
   if (whole.empty()) return {};
-  return context.space.for_each_segment(whole, true,
-                                        [&](const Segment& segment) { return discard(context, segment, PageMask::of(segment.run)); });
+  return context.space.for_each_segment(
+      whole, true, [&](const Segment& segment) { return discard(context, segment, PageMask::of(segment.run)); });
 }
 
 Status advise(Context& context, ByteRange bytes, uhmm_advice advice, std::uint32_t processor) {

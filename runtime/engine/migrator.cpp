@@ -20,7 +20,8 @@ constexpr std::uint32_t kFewPages = 4;
 // The block's lock, and the counts that follow from what changed while it was held.
 class BlockScope {
  public:
-  BlockScope(Context& context, const Segment& segment) : context_(context), segment_(segment), lock_(segment.block->mutex) {
+  BlockScope(Context& context, const Segment& segment)
+      : context_(context), segment_(segment), lock_(segment.block->mutex) {
     out_ = out();
     lost_ = lost();
     for (const BlockDevice* part : segment.block->devices)
@@ -130,8 +131,8 @@ Status copy_from_peers(Context& context, const Segment& segment, DeviceIndex ind
     theirs.for_each_run([&](PageRun run) {
       const ByteRange range = segment.block->range_of(run);
       if (status.ok())
-        status = device.copy_in(segment.range->windows[index.value], range,
-                                aperture(*segment.range, from, range.begin));
+        status =
+            device.copy_in(segment.range->windows[index.value], range, aperture(*segment.range, from, range.begin));
     });
     UHMM_TRY(status);
   }
@@ -277,7 +278,8 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
     }
     if (out.status.ok()) duplicated = plan.backed;
   }
-  if (const PageMask leaving = duplicate ? plan.upgrade : plan.backed | plan.upgrade; out.status.ok() && leaving.any()) {
+  if (const PageMask leaving = duplicate ? plan.upgrade : plan.backed | plan.upgrade;
+      out.status.ok() && leaving.any()) {
     for (BlockDevice* other : block.devices)
       if (other != nullptr && other != part && out.status.ok())
         out.status = revoke(context, DeviceIndex{other->device}, *other, leaving);
@@ -314,7 +316,8 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   const PageMask resident = pages & part->resident;
   map_resident(context, index, *part, resident.minus(block.system), true);
   map_resident(context, index, *part, resident & block.system, false);
-  if (want != Want::Exclusive) map_in_place(context, segment, index, arrived.minus(duplicated) | (taken & plan.upgrade));
+  if (want != Want::Exclusive)
+    map_in_place(context, segment, index, arrived.minus(duplicated) | (taken & plan.upgrade));
   refresh_list(context, index, *part, true);
   refresh_others(context, segment, index.value);
 
@@ -373,8 +376,8 @@ PageMask bring_home(Context& context, const Segment& segment, DeviceIndex index,
   const PageMask came = arrival.publish(pages, duplicate);
   const PageMask stayed = pages.minus(came);
   if (stayed.any()) {
-    status = fail(UHMM_ERR_NO_MEMORY, "no system memory for %u pages at %#lx", stayed.count(),
-                  segment.block->base.value);
+    status =
+        fail(UHMM_ERR_NO_MEMORY, "no system memory for %u pages at %#lx", stayed.count(), segment.block->base.value);
     if (freed) {
       const Status written = arrival.unstage(stayed);
       UHMM_REQUIRE(written.ok() || device.lost(), "staged pages could not be written back");
@@ -452,7 +455,10 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
   }
   context.count(*segment.range, CauseCounter::PagesToSystem, cause, out.moved);
   context.count(*segment.range, Counter::BytesToSystem, out.moved << kPageShift);
-  if (segment.range->pages_out.load() == 0) disarm_if_home(context, *segment.range);
+  // After a fault a small range stays armed: changing that costs as much as the fault, and an armed range that is home
+  // costs nothing but a message for each page that was never touched.
+  const bool leave_armed = cause == UHMM_CAUSE_CPU_FAULT && segment.range->pages.bytes() <= kBlockBytes;
+  if (!leave_armed && segment.range->pages_out.load() == 0) disarm_if_home(context, *segment.range);
   return out;
 }
 

@@ -21,8 +21,7 @@ Operation::~Operation() {
   if (noted_calls != nullptr) deliver_pool_calls(context_);
 }
 
-void note_freed(Context& context, const Segment& segment, DeviceIndex device, const PageMask& pages,
-                uhmm_cause cause) {
+void note_freed(Context& context, const Segment& segment, DeviceIndex device, const PageMask& pages, uhmm_cause cause) {
   const std::uint32_t count = pages.count();
   if (count == 0) return;
   context.count(*segment.range, trace::CauseCounter::PagesFreed, cause, count);

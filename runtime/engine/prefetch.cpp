@@ -32,8 +32,8 @@ void fetch(Fetch& job) {
       if (job.to_cpu)
         (void)to_system(context, segment, wanted, Want::Move, UHMM_CAUSE_PREFETCH_FAULT);
       else if (context.healthy(job.device) != nullptr)
-        (void)migrate_to_device(context, segment, wanted,
-                                {job.device, job.want, UHMM_CAUSE_PREFETCH_FAULT, PageMask{}}, pages);
+        (void)migrate_to_device(context, segment, wanted, {job.device, job.want, UHMM_CAUSE_PREFETCH_FAULT, PageMask{}},
+                                pages);
       return Status{};
     });
   }

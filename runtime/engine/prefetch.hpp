@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Fetching ahead of a confirmed walk, on worker threads. The first page of each block stays behind as a marker: touching
-// it is a small fault that says the walk goes on, and asks for the blocks after it.
+// Fetching ahead of a confirmed walk, on worker threads. The first page of each block stays behind as a marker:
+// touching it is a small fault that says the walk goes on, and asks for the blocks after it.
 #pragma once
 
 #include "runtime/engine/migrator.hpp"

@@ -43,8 +43,10 @@ Status try_watching(Context& context, ByteRange pages) {
   if (!features.shared_missing || !features.shared_minor)
     return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd does not report faults of shared memory (5.14)");
   if (context.uffd.register_range(pages, os::kMissing | os::kMinor) != 0)
-    return fail(UHMM_ERR_NOT_SUPPORTED, "the kernel can't watch the shared memory at %#lx (a file, or System V memory): "
-                "only shared anonymous memory, memfd and POSIX shm can be managed", pages.begin.value);
+    return fail(UHMM_ERR_NOT_SUPPORTED,
+                "the kernel can't watch the shared memory at %#lx (a file, or System V memory): "
+                "only shared anonymous memory, memfd and POSIX shm can be managed",
+                pages.begin.value);
   (void)context.uffd.unregister_range(pages);
   return {};
 }
@@ -86,9 +88,10 @@ void detach(Context& context, Range& range) {
     Block* block = context.space.find_block(at);
     if (block == nullptr) continue;
     const ByteRange part = own.intersect({block->base, block->base + kBlockBytes});
-    const Segment segment{&range, block,
-                          {part.empty() ? 0 : part.begin.page_in_block(),
-                           part.empty() ? 0 : static_cast<std::uint32_t>(part.pages())}};
+    const Segment segment{
+        &range,
+        block,
+        {part.empty() ? 0 : part.begin.page_in_block(), part.empty() ? 0 : static_cast<std::uint32_t>(part.pages())}};
     const std::scoped_lock lock(block->mutex);
     for (BlockDevice* device_part : block->devices) {
       if (device_part == nullptr) continue;

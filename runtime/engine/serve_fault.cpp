@@ -22,8 +22,7 @@ ByteRange page_at(VirtAddr address) { return {address, address + kPageBytes}; }
 Segment segment_of(Context& context, Range& range, Block& block) {
   (void)context;
   const ByteRange part = range.pages.intersect({block.base, block.base + kBlockBytes});
-  return {&range, &block,
-          PageRun{part.begin.page_in_block(), static_cast<std::uint32_t>(part.bytes() >> kPageShift)}};
+  return {&range, &block, PageRun{part.begin.page_in_block(), static_cast<std::uint32_t>(part.bytes() >> kPageShift)}};
 }
 
 // The pages that a window of `count` pages from `page` on covers inside the segment.
@@ -86,15 +85,15 @@ void map_again(Context& context, Block& block, DeviceIndex index, std::uint32_t 
   const BlockDevice* part = block.find_device(index);
   Device* device = context.healthy(index);
   if (part == nullptr || device == nullptr || !part->resident.test(page) || !part->mapped.test(page)) return;
-  (void)device->map(block.range_of({page, 1}), part->writable.test(page) ? backend::MapAccess::ReadWrite
-                                                                         : backend::MapAccess::Read);
+  (void)device->map(block.range_of({page, 1}),
+                    part->writable.test(page) ? backend::MapAccess::ReadWrite : backend::MapAccess::Read);
 }
 
 struct CpuService {
   Context& context;
   const os::UffdFault& fault;
-  bool asked = false;       // the pool's owner was asked already
-  bool refused = false;     // and said no
+  bool asked = false;    // the pool's owner was asked already
+  bool refused = false;  // and said no
   std::uint32_t ask_pool = 0;
   std::uint32_t ask_device = 0;
 
@@ -131,10 +130,9 @@ bool CpuService::serve() {
       }
       const policy::FaultWindow window = decide(context, range->cpu_locality, segment, page, 1);
       const PageMask pages = window_mask(segment, page, window.pages) & seen.away;
-      const bool duplicate =
-          !fault.is_write && policy::keeps_copy(range->advice, DeviceIndex{seen.holder}.processor());
-      const Outcome out = to_system(context, segment, pages, duplicate ? Want::Duplicate : Want::Move,
-                                    UHMM_CAUSE_CPU_FAULT);
+      const bool duplicate = !fault.is_write && policy::keeps_copy(range->advice, DeviceIndex{seen.holder}.processor());
+      const Outcome out =
+          to_system(context, segment, pages, duplicate ? Want::Duplicate : Want::Move, UHMM_CAUSE_CPU_FAULT);
       if (!out.pages.test(page)) context.uffd.wake(page_at(address));
       if (window.streaming)
         prefetch_to_system(context, segment.block->base + (std::size_t{page} + window.pages) * kPageBytes);
@@ -153,9 +151,7 @@ bool CpuService::serve() {
       serve_shared_read(context, segment, page);
       break;
     }
-    case PageKind::Lost:
-      poison_pages(context, segment, PageMask::of({page, 1}));
-      break;
+    case PageKind::Lost: poison_pages(context, segment, PageMask::of({page, 1})); break;
     case PageKind::None:
     case PageKind::System: {
       const std::scoped_lock lock(block->mutex);

@@ -84,8 +84,9 @@ void Staging::release(Slot* slot) {
 
 void Staging::free_pages(Slot& slot) {
   const VirtAddr base{slot.memory};
-  slot.filled.for_each_run(
-      [&](PageRun run) { (void)os::drop_pages({base + run.offset(), base + run.offset() + run.bytes()}); });
+  slot.filled.for_each_run([&](PageRun run) {
+    (void)os::drop_pages({base + run.offset(), base + run.offset() + run.bytes()});
+  });
   slot.filled.clear();
 }
 

@@ -35,8 +35,7 @@ Streams::Created Streams::create_stream(DeviceIndex device) {
   if (context_.slot(device).device == nullptr)
     return {fail(UHMM_ERR_NO_DEVICE, "there is no device %u", device.processor()), 0};
   if (context_.healthy(device) == nullptr)
-    return {fail(UHMM_ERR_DEVICE_LOST, "device %u is lost: %s", device.processor(),
-                 context_.slot(device).lost_reason),
+    return {fail(UHMM_ERR_DEVICE_LOST, "device %u is lost: %s", device.processor(), context_.slot(device).lost_reason),
             0};
   Stream* stream = make_in_arena<Stream>();
   if (stream == nullptr) return {fail(UHMM_ERR_NO_MEMORY, "no memory for a stream"), 0};

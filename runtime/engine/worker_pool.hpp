@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Threads that do what is not fault service: migrations that the program asked for, and fetching ahead. Every call of
 // the program that takes a lock of ours runs here, because the program's own stack may be managed memory: a thread that
-// holds a block's lock and touches its stack could fault on that very block. Calls and results travel in the pool's own memory.
+// holds a block's lock and touches its stack could fault on that very block. Calls and results travel in the pool's own
+// memory.
 #pragma once
 
 #include <array>
@@ -132,7 +133,9 @@ auto WorkerPool::call(Function function) -> std::invoke_result_t<Function&> {
 template <typename Visit>
 void WorkerPool::for_each(std::uint32_t count, Visit&& visit) {
   Loop loop;
-  loop.visit = [](void* context, std::uint32_t index) { (*static_cast<std::remove_reference_t<Visit>*>(context))(index); };
+  loop.visit = [](void* context, std::uint32_t index) {
+    (*static_cast<std::remove_reference_t<Visit>*>(context))(index);
+  };
   loop.context = &visit;
   loop.count = count;
   spread(loop);

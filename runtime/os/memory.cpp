@@ -131,8 +131,8 @@ Result<PageMask> ProcessMemory::backed(VirtAddr block, PageRun run) const {
   std::uint64_t entries[kPagesPerBlock];
   const std::uint64_t first_page = (block.value >> kPageShift) + run.first;
   const ssize_t wanted = static_cast<ssize_t>(run.count * sizeof(entries[0]));
-  const ssize_t got = pread(pagemap_, entries, static_cast<std::size_t>(wanted),
-                            static_cast<off_t>(first_page * sizeof(entries[0])));
+  const ssize_t got =
+      pread(pagemap_, entries, static_cast<std::size_t>(wanted), static_cast<off_t>(first_page * sizeof(entries[0])));
   if (got != wanted) return fail_errno("reading /proc/self/pagemap", got < 0 ? errno : EIO);
   PageMask mask;
   for (std::uint32_t i = 0; i < run.count; ++i)

@@ -72,7 +72,9 @@ int handshake(int fd, std::uint64_t wanted, std::uint64_t* offered) {
   return 0;
 }
 
-struct uffdio_range to_range(ByteRange pages) { return {pages.begin.value, pages.bytes()}; }
+struct uffdio_range to_range(ByteRange pages) {
+  return {pages.begin.value, pages.bytes()};
+}
 
 // The kernel writes how many bytes it did, or a negative errno, into a field of the request.
 Progress progress_of(int result, std::int64_t field) {

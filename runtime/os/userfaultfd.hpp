@@ -30,14 +30,14 @@ struct Progress {
 };
 
 struct UffdFeatures {
-  bool move = false;             // UFFDIO_MOVE, 6.8
-  bool poison = false;           // UFFDIO_POISON, 6.6
-  bool write_protect = false;    // on anonymous memory, 5.7
-  bool shared_missing = false;   // shmem missing faults
-  bool shared_minor = false;     // shmem minor faults, 5.14
+  bool move = false;                  // UFFDIO_MOVE, 6.8
+  bool poison = false;                // UFFDIO_POISON, 6.6
+  bool write_protect = false;         // on anonymous memory, 5.7
+  bool shared_missing = false;        // shmem missing faults
+  bool shared_minor = false;          // shmem minor faults, 5.14
   bool shared_write_protect = false;  // 5.19
-  bool kernel_mode = false;      // faults of system calls reach us; else user-mode only
-  bool continue_protected = false;  // UFFDIO_CONTINUE maps write-protected, 6.4
+  bool kernel_mode = false;           // faults of system calls reach us; else user-mode only
+  bool continue_protected = false;    // UFFDIO_CONTINUE maps write-protected, 6.4
 };
 
 class Userfaultfd {

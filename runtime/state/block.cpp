@@ -48,8 +48,9 @@ void Block::commit(PageEvent event, const PageMask& pages, DeviceIndex index) {
     for (std::uint32_t page = run.first; page < run.end(); ++page) {
       const PageKind kind = kind_of(page);
       // The kernel alone tells none from system.
-      const bool fits = kind == PageKind::System ? allowed.contains(PageKind::System) || allowed.contains(PageKind::None)
-                                                 : allowed.contains(kind);
+      const bool fits = kind == PageKind::System
+                            ? allowed.contains(PageKind::System) || allowed.contains(PageKind::None)
+                            : allowed.contains(kind);
       UHMM_CHECK(fits, page_event_text(event));
     }
   });
@@ -60,8 +61,7 @@ void Block::commit(PageEvent event, const PageMask& pages, DeviceIndex index) {
   };
   BlockDevice* own = devices[index.value];
   switch (event) {
-    case PageEvent::Populate:
-      break;
+    case PageEvent::Populate: break;
     case PageEvent::PopulateOnDevice:
     case PageEvent::MigrateToDevice:
     case PageEvent::DeviceWrite:

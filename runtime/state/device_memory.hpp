@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // A device's physical memory as a number of pages, who pays for them, and in which order blocks would have to go.
-// Least recently *used*: blocks that the device has mapped are "active"; the oldest of them lose their mapping (not their
-// data) under pressure and become "inactive"; a device fault makes them active again; victims are the oldest inactive
-// ones. Pages that are no longer current but still have memory are "retained": reused without allocation by the same
-// pages, given back first under pressure.
+// Least recently *used*: blocks that the device has mapped are "active"; the oldest of them lose their mapping (not
+// their data) under pressure and become "inactive"; a device fault makes them active again; victims are the oldest
+// inactive ones. Pages that are no longer current but still have memory are "retained": reused without allocation by
+// the same pages, given back first under pressure.
 #pragma once
 
 #include <array>

@@ -12,7 +12,7 @@ namespace uhmm::state {
 struct Locality {
   static constexpr std::uint32_t kStreams = 8;
   struct Stream {
-    std::atomic<std::uint64_t> next{0};  // page number where the stream should go on; 0 for none
+    std::atomic<std::uint64_t> next{0};    // page number where the stream should go on; 0 for none
     std::atomic<std::uint32_t> window{0};  // pages brought by its last fault
   };
   std::array<Stream, kStreams> streams{};

@@ -29,17 +29,17 @@ struct Range {
   const ByteRange bytes;  // as registered
   const ByteRange pages;  // every page it touches
   const Backing backing;
-  std::byte* alias = nullptr;  // shared memory: our own view of `pages`
-  std::atomic<bool> can_move{false};  // UFFDIO_MOVE may be tried on it
-  std::atomic<bool> closing{false};  // being unregistered: nothing leaves system memory any more
+  std::byte* alias = nullptr;           // shared memory: our own view of `pages`
+  std::atomic<bool> can_move{false};    // UFFDIO_MOVE may be tried on it
+  std::atomic<bool> closing{false};     // being unregistered: nothing leaves system memory any more
   std::atomic<std::uint32_t> holds{0};  // acquires and queued stream work
   std::atomic<std::uint32_t> pool{0};   // pool index for its pages, 0 the default
   Advice advice;
 
   // Arming: userfaultfd watches the range only while something of it is away or duplicated.
   RankedMutex<LockRank::Arm> arm_mutex;
-  bool armed = false;               // guarded by arm_mutex
-  std::uint32_t departures = 0;     // guarded by arm_mutex: operations that need it armed right now
+  bool armed = false;                      // guarded by arm_mutex
+  std::uint32_t departures = 0;            // guarded by arm_mutex: operations that need it armed right now
   std::atomic<std::int64_t> pages_out{0};  // pages of it in state shared, device, exclusive
 
   // Device windows. `attached` bit d: windows[d] is valid; set under arm_mutex, read anywhere.

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The uhmm_malloc family, and uhmm.hpp.
+// The uhmm_malloc family.
 #include <cerrno>
-#include <numeric>
 #include <thread>
 
 #include "tests/support/runtime.hpp"
-#include "uhmm/uhmm.hpp"
 
 namespace uhmm::test {
 namespace {
@@ -147,110 +145,6 @@ TEST_F(Allocator, BlocksOutliveTheRuntimeAndTheNextOneBeginsAnew) {
   device_fill(fresh, 100, 4);
   EXPECT_EQ(first_wrong(fresh, 100, 4), 100u);
   uhmm_free(fresh);
-}
-
-// ------------------------------------------------------------------------------------------------------------ uhmm.hpp
-
-struct ScaleArgs {
-  int* data;
-  std::size_t count;
-  int factor;
-};
-void scale(const uhmm_kernel_item& item, const ScaleArgs& args) {
-  for (std::size_t i = item.index[0]; i < args.count; i += item.grid[0]) args.data[i] *= args.factor;
-}
-
-TEST(Cpp, VectorsOfManagedMemoryAreUsedByKernels) {
-  uhmm::runtime runtime(test_config());
-  uhmm::stream stream(1);
-  std::vector<int, uhmm::allocator<int>> numbers(100'000);
-  std::iota(numbers.begin(), numbers.end(), 0);
-  stream.launch<scale>(8, ScaleArgs{numbers.data(), numbers.size(), 3});
-  int* data = numbers.data();
-  const std::size_t count = numbers.size();
-  stream.launch(4, [data, count](const uhmm_kernel_item& item) {
-    for (std::size_t i = item.index[0]; i < count; i += item.grid[0]) data[i] += 1;
-  });
-  uhmm::fence fence = stream.record();
-  fence.wait();
-  EXPECT_TRUE(fence.done());
-  stream.synchronize();
-  for (std::size_t i = 0; i < count; ++i) ASSERT_EQ(numbers[i], static_cast<int>(i) * 3 + 1);
-  for (int i = 0; i < 100'000; ++i) numbers.push_back(i);  // moves device-resident memory
-  EXPECT_EQ(numbers[50], 151);
-  EXPECT_EQ(numbers.back(), 99'999);
-}
-
-TEST(Cpp, PolymorphicContainers) {
-  uhmm::runtime runtime(test_config());
-  std::pmr::vector<std::pmr::string> words(uhmm::managed_resource());
-  for (int i = 0; i < 1000; ++i) words.emplace_back("a word that is too long for the string itself " + std::to_string(i));
-  uhmm::migrate(uhmm::const_region(words.data(), words.size() * sizeof(words[0])), 1);
-  EXPECT_EQ(words[999], "a word that is too long for the string itself 999");
-  EXPECT_TRUE(uhmm::managed_resource()->is_equal(uhmm::memory_resource()));
-  EXPECT_THROW((void)uhmm::managed_resource()->allocate(SIZE_MAX / 2), std::bad_alloc);
-}
-
-TEST(Cpp, ObjectsEndWhatTheyBegan) {
-  std::vector<std::byte> data(10 * kPage);
-  fill(data.data(), data.size(), 1);
-  {
-    uhmm::runtime runtime(test_config());
-    EXPECT_EQ(uhmm::devices(), std::vector<uhmm::processor>{1});
-    {
-      uhmm::registration first{uhmm::region(data)};
-      uhmm::registration second = std::move(first);
-      EXPECT_FALSE(first);
-      EXPECT_TRUE(second);
-      EXPECT_THROW(uhmm::registration{uhmm::region(data)}, uhmm::error);
-      EXPECT_GE(uhmm::migrate(data, 1).pages_moved, 9u);
-      {
-        uhmm::acquisition held(data, 1, uhmm::access::read_write);
-        try {
-          second.end();
-          FAIL() << "it is acquired";
-        } catch (const uhmm::error& error) {
-          EXPECT_EQ(error.status(), UHMM_ERR_BUSY);
-          EXPECT_NE(std::string(error.what()).find("uhmm_unregister: UHMM_ERR_BUSY"), std::string::npos);
-        }
-      }
-      EXPECT_EQ(uhmm::stats().ranges, 1u);
-      second.end();
-      EXPECT_FALSE(second);
-    }
-    EXPECT_EQ(uhmm::stats().ranges, 0u);
-    EXPECT_EQ(first_wrong(data.data(), data.size(), 1), data.size());
-    const uhmm::processor added = uhmm::add_device();
-    uhmm::stream stream(added);
-    uhmm::stream moved = std::move(stream);
-    moved.synchronize();
-    uhmm::remove_device(added);
-    EXPECT_THROW(moved.synchronize(), uhmm::error);
-  }
-  std::uint32_t count = 0;
-  EXPECT_EQ(uhmm_device_count(&count), UHMM_ERR_NOT_INITIALIZED);
-}
-
-TEST(Cpp, SubscriptionsAndPools) {
-  uhmm::runtime runtime(test_config());
-  std::atomic<std::uint32_t> pages{0};
-  struct Handler : uhmm::pool_handler {
-    std::atomic<int> freed{0};
-    void page_free(std::uint64_t, uhmm_cause) noexcept override { ++freed; }
-  } handler;
-  {
-    uhmm::subscription subscription(uhmm::subscription::mask(UHMM_EVENT_TO_DEVICE),
-                                    [&](const uhmm_event& event) { pages += event.pages; });
-    uhmm::vector<std::byte> data(40 * kPage);
-    uhmm::pool pool(1, kBlock, handler);
-    pool.place(data.data());
-    fill(data.data(), data.size(), 1);
-    uhmm::migrate(data, 1);
-    while (pages < 40) std::this_thread::yield();
-    pool.end();
-    EXPECT_GE(handler.freed, 40);
-    EXPECT_EQ(first_wrong(data.data(), data.size(), 1), data.size());
-  }
 }
 
 }  // namespace

@@ -45,29 +45,41 @@ Rows range_rows() {
       rows.push_back({call.name, what, expected, [=](World& w) { return run(w, at(w), length); }});
     };
     const auto memory = [](World& w) -> void* { return w.memory; };
-    add("NULL", UHMM_ERR_INVALID, [](World&) -> void* { return nullptr; }, kPage);
+    add(
+        "NULL", UHMM_ERR_INVALID, [](World&) -> void* { return nullptr; }, kPage);
     add("length 0", UHMM_ERR_INVALID, memory, 0);
     add("wraps", UHMM_ERR_INVALID, memory, SIZE_MAX - 100);
     add("ends beyond user space", UHMM_ERR_INVALID, memory, std::size_t{1} << 47);
-    add("begins beyond user space", UHMM_ERR_INVALID, [](World&) { return no_user_space(); }, kPage);
+    add(
+        "begins beyond user space", UHMM_ERR_INVALID, [](World&) { return no_user_space(); }, kPage);
     const std::string name = call.name;
     if (name == "uhmm_register") {
       add("the same range again", UHMM_ERR_OVERLAP, memory, World::kHalf);
-      add("a byte of a registered range", UHMM_ERR_OVERLAP, [](World& w) -> void* { return w.memory + 5000; }, 1);
+      add(
+          "a byte of a registered range", UHMM_ERR_OVERLAP, [](World& w) -> void* { return w.memory + 5000; }, 1);
       add("more than a registered range", UHMM_ERR_OVERLAP, memory, World::kHalf + kPage);
-      add("the end of a registered range", UHMM_ERR_OVERLAP,
+      add(
+          "the end of a registered range", UHMM_ERR_OVERLAP,
           [](World& w) -> void* { return w.memory + World::kHalf - 1; }, 2);
-      add("a hole", UHMM_ERR_FAULT, [](World& w) -> void* { return w.hole; }, kPage);
-      add("memory and a hole", UHMM_ERR_FAULT, [](World& w) -> void* { return w.hole - kPage; }, 2 * kPage);
-      add("read-only memory", UHMM_ERR_FAULT, [](World& w) -> void* { return w.read_only; }, kPage);
-      add("a shared mapping of a file", UHMM_ERR_NOT_SUPPORTED, [](World& w) -> void* { return w.shared_file; }, kPage);
-      add("a private mapping of a file", UHMM_ERR_NOT_SUPPORTED, [](World& w) -> void* { return w.private_file; },
+      add(
+          "a hole", UHMM_ERR_FAULT, [](World& w) -> void* { return w.hole; }, kPage);
+      add(
+          "memory and a hole", UHMM_ERR_FAULT, [](World& w) -> void* { return w.hole - kPage; }, 2 * kPage);
+      add(
+          "read-only memory", UHMM_ERR_FAULT, [](World& w) -> void* { return w.read_only; }, kPage);
+      add(
+          "a shared mapping of a file", UHMM_ERR_NOT_SUPPORTED, [](World& w) -> void* { return w.shared_file; }, kPage);
+      add(
+          "a private mapping of a file", UHMM_ERR_NOT_SUPPORTED, [](World& w) -> void* { return w.private_file; },
           kPage);
     } else {
       const uhmm_status absent = name == "uhmm_release" ? UHMM_ERR_NOT_FOUND : UHMM_ERR_NOT_REGISTERED;
-      add("unregistered", absent, [](World& w) -> void* { return w.loose; }, kPage);
-      add("half of it unregistered", absent, [](World& w) -> void* { return w.loose - 1; }, 2);
-      add("a hole", absent, [](World& w) -> void* { return w.hole; }, 1);
+      add(
+          "unregistered", absent, [](World& w) -> void* { return w.loose; }, kPage);
+      add(
+          "half of it unregistered", absent, [](World& w) -> void* { return w.loose - 1; }, 2);
+      add(
+          "a hole", absent, [](World& w) -> void* { return w.hole; }, 1);
     }
   }
   return rows;
@@ -124,7 +136,8 @@ Rows device_rows() {
       rows.push_back({call.name, "device " + std::to_string(device), UHMM_ERR_NO_DEVICE,
                       [run = call.run, device](World& w) { return run(w, device); }});
     if (!call.cpu_allowed)
-      rows.push_back({call.name, "the CPU", UHMM_ERR_NO_DEVICE, [run = call.run](World& w) { return run(w, UHMM_CPU); }});
+      rows.push_back(
+          {call.name, "the CPU", UHMM_ERR_NO_DEVICE, [run = call.run](World& w) { return run(w, UHMM_CPU); }});
   }
   return rows;
 }
@@ -221,8 +234,8 @@ Rows handle_rows() {
                   [](World& w) { return uhmm_range_set_pool(w.memory, kUnknown); }});
   rows.push_back({"uhmm_stream_synchronize", "a fence", UHMM_ERR_NOT_FOUND,
                   [](World& w) { return uhmm_stream_synchronize(w.fence); }});
-  rows.push_back({"uhmm_fence_wait", "a stream", UHMM_ERR_NOT_FOUND,
-                  [](World& w) { return uhmm_fence_wait(w.stream, 0); }});
+  rows.push_back(
+      {"uhmm_fence_wait", "a stream", UHMM_ERR_NOT_FOUND, [](World& w) { return uhmm_fence_wait(w.stream, 0); }});
   return rows;
 }
 
@@ -306,14 +319,16 @@ Rows other_rows() {
       {"uhmm_malloc", "far too much", UHMM_ERR_NO_MEMORY, [](World&) { return failed(uhmm_malloc(SIZE_MAX)); }},
       {"uhmm_malloc", "too much", UHMM_ERR_NO_MEMORY, [](World&) { return failed(uhmm_malloc(SIZE_MAX / 2)); }},
       {"uhmm_calloc", "overflow", UHMM_ERR_NO_MEMORY, [](World&) { return failed(uhmm_calloc(SIZE_MAX / 2, 3)); }},
-      {"uhmm_aligned_alloc", "alignment 0", UHMM_ERR_NO_MEMORY, [](World&) { return failed(uhmm_aligned_alloc(0, 8)); }},
+      {"uhmm_aligned_alloc", "alignment 0", UHMM_ERR_NO_MEMORY,
+       [](World&) { return failed(uhmm_aligned_alloc(0, 8)); }},
       {"uhmm_aligned_alloc", "alignment 24", UHMM_ERR_NO_MEMORY,
        [](World&) { return failed(uhmm_aligned_alloc(24, 8)); }},
       {"uhmm_aligned_alloc", "alignment 2^63", UHMM_ERR_NO_MEMORY,
        [](World&) { return failed(uhmm_aligned_alloc(std::size_t{1} << 63, 8)); }},
       {"uhmm_aligned_alloc", "size and alignment overflow", UHMM_ERR_NO_MEMORY,
        [](World&) { return failed(uhmm_aligned_alloc(std::size_t{1} << 30, SIZE_MAX - (std::size_t{1} << 29))); }},
-      {"uhmm_realloc", "too much", UHMM_ERR_NO_MEMORY, [](World& w) { return failed(uhmm_realloc(w.block, SIZE_MAX)); }},
+      {"uhmm_realloc", "too much", UHMM_ERR_NO_MEMORY,
+       [](World& w) { return failed(uhmm_realloc(w.block, SIZE_MAX)); }},
       {"uhmm_realloc", "a foreign pointer", UHMM_ERR_NO_MEMORY,
        [](World& w) { return failed(uhmm_realloc(w.loose, 100)); }},
       {"uhmm_free", "a foreign pointer", UHMM_ERR_INVALID,
@@ -357,9 +372,7 @@ Rows other_rows() {
        }},
       {"uhmm_launch", "flags", kInvalid, [](World& w) { return launch_changed(w, [](auto& d) { d.flags = 1; }); }},
       {"uhmm_launch", "data as a kernel", UHMM_ERR_UNKNOWN_KERNEL,
-       [](World& w) {
-         return launch_changed(w, [&](auto& d) { d.kernel = reinterpret_cast<uhmm_kernel>(w.loose); });
-       }},
+       [](World& w) { return launch_changed(w, [&](auto& d) { d.kernel = reinterpret_cast<uhmm_kernel>(w.loose); }); }},
       {"uhmm_device_read", "no buffer", kInvalid,
        [](World& w) { return uhmm_device_read(1, w.memory, nullptr, 8, nullptr); }},
       {"uhmm_device_write", "no buffer", kInvalid,
@@ -411,7 +424,9 @@ Rows other_rows() {
          return std::string("?") == uhmm_cause_text(static_cast<uhmm_cause>(UHMM_CAUSE_COUNT)) ? UHMM_OK : kInvalid;
        }},
       {"uhmm_event_text", "unknown", UHMM_OK,
-       [](World&) { return std::string("?") == uhmm_event_text(static_cast<uhmm_event_kind>(99)) ? UHMM_OK : kInvalid; }},
+       [](World&) {
+         return std::string("?") == uhmm_event_text(static_cast<uhmm_event_kind>(99)) ? UHMM_OK : kInvalid;
+       }},
   };
 }
 

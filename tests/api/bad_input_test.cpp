@@ -107,10 +107,8 @@ std::vector<Row> all_correct_calls() {
        }},
       {"uhmm_stream_synchronize", "", UHMM_OK, [](World& w) { return uhmm_stream_synchronize(w.stream); }},
       {"uhmm_stream_destroy", "", UHMM_OK, [](World& w) { return uhmm_stream_destroy(w.stream); }},
-      {"uhmm_device_read", "", UHMM_OK,
-       [](World& w) { return uhmm_device_read(1, w.memory, w.buffer, 8, nullptr); }},
-      {"uhmm_device_write", "", UHMM_OK,
-       [](World& w) { return uhmm_device_write(1, w.memory, w.buffer, 8, nullptr); }},
+      {"uhmm_device_read", "", UHMM_OK, [](World& w) { return uhmm_device_read(1, w.memory, w.buffer, 8, nullptr); }},
+      {"uhmm_device_write", "", UHMM_OK, [](World& w) { return uhmm_device_write(1, w.memory, w.buffer, 8, nullptr); }},
       {"uhmm_make_exclusive", "", UHMM_OK, [](World& w) { return uhmm_make_exclusive(w.memory, 1, 1, nullptr); }},
       {"uhmm_snapshot", "", UHMM_OK,
        [](World& w) {
@@ -184,8 +182,8 @@ class BadInput : public RuntimeTest {
   void make_memory() {
     // Where the kernel puts nothing on its own, so that the hole stays one (and where sanitizers allow memory).
     void* const place = reinterpret_cast<void*>(0x7e90'0000'0000);
-    auto* all = static_cast<std::byte*>(mmap(place, 36 * kPage, PROT_READ | PROT_WRITE,
-                                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+    auto* all = static_cast<std::byte*>(
+        mmap(place, 36 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
     ASSERT_EQ(all, place);
     world_.memory = all;
     world_.loose = all + World::kHalf;
@@ -261,9 +259,8 @@ TEST_F(BadInput, DetailIsPerThreadAndStaysUntilTheNextFailure) {
 }
 
 // Calls that may be made at any time, and those that start and end the runtime.
-const std::set<std::string> kAnyTime = {"uhmm_status_name", "uhmm_status_text", "uhmm_error_detail",
-                                        "uhmm_version",     "uhmm_version_string", "uhmm_cause_text",
-                                        "uhmm_event_text"};
+const std::set<std::string> kAnyTime = {"uhmm_status_name",    "uhmm_status_text", "uhmm_error_detail", "uhmm_version",
+                                        "uhmm_version_string", "uhmm_cause_text",  "uhmm_event_text"};
 
 TEST_F(BadInput, TablesNameEveryDeclaredFunction) {
   std::set<std::string> bad;

@@ -18,7 +18,9 @@ std::string mode_name(const testing::TestParamInfo<Mode>& mode) { return mode.pa
 class Migration : public RuntimeTest, public testing::WithParamInterface<Mode> {
  protected:
   bool starts_itself() const override { return false; }
-  void SetUp() override { start_with([](uhmm_config&) {}); }
+  void SetUp() override {
+    start_with([](uhmm_config&) {});
+  }
   void start_with(const std::function<void(uhmm_config&)>& change) {
     stop();
     uhmm_config config = test_config();
@@ -148,6 +150,27 @@ TEST_P(Migration, ManyRoundsOfBothSides) {
     const int added = i % 1000 == 0 ? 20 : 10;
     ASSERT_EQ(memory.data()[i], static_cast<std::byte>(std::to_integer<int>(pattern(0, i)) + added)) << i;
   }
+}
+
+// A device's process begins as a copy of the program: what was written before is shared with it, copy on write. The
+// same holds for any child.
+TEST_P(Migration, PagesSharedWithAChildMoveToo) {
+  stop();
+  Memory memory(600 * kPage, false);
+  fill(memory.data(), memory.bytes(), 1);
+  start_with([](uhmm_config&) {});
+  UHMM_ASSERT_OK(uhmm_register(memory.data(), memory.bytes()));
+  device_increment(memory.data(), 200 * kPage);  // reads first, and shares; then writes
+  UHMM_ASSERT_OK(uhmm_acquire(memory.page(200), 200 * kPage, 1, UHMM_ACCESS_READ));
+  UHMM_ASSERT_OK(uhmm_release(memory.page(200), 200 * kPage, 1, UHMM_ACCESS_READ));
+  EXPECT_EQ(migrate(memory.page(200), 200 * kPage, 1).pages_skipped, 0u);
+  EXPECT_EQ(migrate(memory.page(400), 200 * kPage, 1).pages_moved, 200u);
+  expect_states(memory, UHMM_PAGE_DEVICE);
+  for (std::size_t i = 0; i < memory.bytes(); ++i) {
+    const int added = i < 200 * kPage ? 1 : 0;
+    ASSERT_EQ(memory.data()[i], static_cast<std::byte>(std::to_integer<int>(pattern(1, i)) + added)) << i;
+  }
+  UHMM_ASSERT_OK(uhmm_unregister(memory.data()));
 }
 
 TEST_P(Migration, DiscardDropsWholePagesWhereverTheyAre) {

@@ -104,7 +104,8 @@ TEST_F(Observe, SubscribersGetTheKindsTheyAskFor) {
     }
   } moves, launches;
   uhmm_subscription first = 0, second = 0;
-  UHMM_ASSERT_OK(uhmm_event_subscribe(bit(UHMM_EVENT_TO_DEVICE) | bit(UHMM_EVENT_TO_SYSTEM), Seen::note, &moves, &first));
+  UHMM_ASSERT_OK(
+      uhmm_event_subscribe(bit(UHMM_EVENT_TO_DEVICE) | bit(UHMM_EVENT_TO_SYSTEM), Seen::note, &moves, &first));
   UHMM_ASSERT_OK(uhmm_event_subscribe(bit(UHMM_EVENT_LAUNCH), Seen::note, &launches, &second));
   EXPECT_NE(first, second);
   Memory memory(4 * kPage);
@@ -200,8 +201,8 @@ TEST_F(Observe, SnapshotShowsEveryState) {
   UHMM_ASSERT_OK(uhmm_migrate(memory.page(3), kPage, 1, nullptr));
   UHMM_ASSERT_OK(uhmm_make_exclusive(memory.page(4), kPage, 1, nullptr));
   const auto pages = snapshot(memory.data(), memory.bytes());
-  const uhmm_page_info expected[] = {{UHMM_PAGE_NONE, 0, 0, 0},   {UHMM_PAGE_SYSTEM, 0, 0, 0},
-                                     {UHMM_PAGE_SHARED, 1, 1, 0}, {UHMM_PAGE_DEVICE, 1, 1, 1},
+  const uhmm_page_info expected[] = {{UHMM_PAGE_NONE, 0, 0, 0},      {UHMM_PAGE_SYSTEM, 0, 0, 0},
+                                     {UHMM_PAGE_SHARED, 1, 1, 0},    {UHMM_PAGE_DEVICE, 1, 1, 1},
                                      {UHMM_PAGE_EXCLUSIVE, 1, 1, 1}, {UHMM_PAGE_NONE, 0, 0, 0}};
   ASSERT_EQ(pages.size(), std::size(expected));
   for (std::size_t i = 0; i < pages.size(); ++i) {

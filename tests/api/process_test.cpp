@@ -143,8 +143,8 @@ TEST_F(Fork, WhileOtherThreadsMigrate) {
     }
   });
   for (int i = 0; i < 20; ++i)
-    EXPECT_EQ(exit_code_of_child([&] { return first_wrong(memory.data(), memory.bytes(), 1) == memory.bytes() ? 0 : 1; }),
-              0);
+    EXPECT_EQ(
+        exit_code_of_child([&] { return first_wrong(memory.data(), memory.bytes(), 1) == memory.bytes() ? 0 : 1; }), 0);
   stop = true;
   mover.join();
   EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
@@ -226,10 +226,18 @@ class SuddenEnd : public RuntimeTest {
   }
 };
 
-TEST_F(SuddenEnd, ByKillLeavesNothing) { expect_nothing_left([](pid_t) {}, SIGKILL); }
-TEST_F(SuddenEnd, ByTerminationLeavesNothing) { expect_nothing_left([](pid_t) {}, SIGTERM); }
-TEST_F(SuddenEnd, ByExitLeavesNothing) { expect_nothing_left([](pid_t) { _exit(0); }, 0); }
-TEST_F(SuddenEnd, ByAbortLeavesNothing) { expect_nothing_left([](pid_t) { abort(); }, 0); }
+TEST_F(SuddenEnd, ByKillLeavesNothing) {
+  expect_nothing_left([](pid_t) {}, SIGKILL);
+}
+TEST_F(SuddenEnd, ByTerminationLeavesNothing) {
+  expect_nothing_left([](pid_t) {}, SIGTERM);
+}
+TEST_F(SuddenEnd, ByExitLeavesNothing) {
+  expect_nothing_left([](pid_t) { _exit(0); }, 0);
+}
+TEST_F(SuddenEnd, ByAbortLeavesNothing) {
+  expect_nothing_left([](pid_t) { abort(); }, 0);
+}
 TEST_F(SuddenEnd, ByExecLeavesNothing) {
   expect_nothing_left([](pid_t) { execl("/bin/true", "true", static_cast<char*>(nullptr)); }, 0);
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Every failure point, in every way memory moves: let the n-th call fail and do everything; whatever fails must say so,
-// and every byte must be right; then the same without failures must succeed. n grows until the point is reached no more.
+// and every byte must be right; then the same without failures must succeed. n grows until the point is reached no
+// more.
 #include <set>
 
 #include "runtime/base/inject.hpp"
@@ -73,17 +74,17 @@ class Round {
 void Round::everything(bool failing) {
   std::byte* const data = memory_.data();
   const std::size_t bytes = memory_.bytes();
-  kernel(failing);                                              // device faults, reads then writes
-  write(3);                                                     // a CPU fault
+  kernel(failing);  // device faults, reads then writes
+  write(3);         // a CPU fault
   done(uhmm_migrate(data, bytes, 1, nullptr), failing);
   write(7);
   done(uhmm_migrate(data, bytes / 2, UHMM_CPU, nullptr), failing);
   if (done(launch(stream_, touch_kernel, SpanArgs{data, bytes, 0, nullptr}, 2), failing)) {
     done(uhmm_stream_synchronize(stream_), failing);
   }
-  write(1);                                                     // shared pages are written by the CPU
+  write(1);  // shared pages are written by the CPU
   write(30);
-  kernel(failing);                                              // and by the device
+  kernel(failing);  // and by the device
   std::vector<std::byte> buffer(3 * kPage);
   if (done(uhmm_device_read(1, data + 100, buffer.data(), buffer.size(), nullptr), failing)) {
     EXPECT_EQ(std::memcmp(buffer.data(), shadow_.data() + 100, buffer.size()), 0);
@@ -95,13 +96,13 @@ void Round::everything(bool failing) {
   }
   done(uhmm_advise(data, bytes, UHMM_ADVISE_READ_MOSTLY, 0), failing);
   done(uhmm_migrate(data, bytes, 1, nullptr), failing);
-  EXPECT_EQ(data[9 * kPage], shadow_[9 * kPage]);               // a duplicating CPU read
+  EXPECT_EQ(data[9 * kPage], shadow_[9 * kPage]);  // a duplicating CPU read
   done(uhmm_advise(data, bytes, UHMM_ADVISE_NONE, 0), failing);
   if (done(uhmm_discard(data + 10 * kPage, kPage), failing))
     std::memset(shadow_.data() + 10 * kPage, 0, kPage);
   else
     std::memcpy(shadow_.data() + 10 * kPage, data + 10 * kPage, kPage);  // dropped or not: one of the two
-  done(uhmm_migrate(data + 10 * kPage, kPage, 1, nullptr), failing);  // perhaps never touched since
+  done(uhmm_migrate(data + 10 * kPage, kPage, 1, nullptr), failing);     // perhaps never touched since
   {
     // Memory that comes and goes, and more of it than fits.
     void* scratch = mmap(nullptr, 3 * kBlock, PROT_READ | PROT_WRITE, way_.mapping, -1, 0);
@@ -157,6 +158,8 @@ std::set<Point> unreachable(const Way& way) {
     points.insert(Point::MoveIn);
     points.insert(Point::StagingAcquire);
   }
+  // Copied back straight from the device.
+  if ((way.flags & UHMM_CONFIG_NO_MOVE) != 0) points.insert(Point::DeviceCopyOut);
   if (shared)
     points.insert(Point::ReadManaged);
   else

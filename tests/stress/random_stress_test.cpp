@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Everything at once against a shadow copy. Memory is cut into slots of 64 bytes; each slot belongs to one thread, which
-// alone writes it (itself or through its own kernels), so the shadow is exact although pages are fought over by all.
-// UHMM_STRESS_SECONDS sets the length (default 4 for each variant), UHMM_TEST_SEED repeats a run.
+// Everything at once against a shadow copy. Memory is cut into slots of 64 bytes; each slot belongs to one thread,
+// which alone writes it (itself or through its own kernels), so the shadow is exact although pages are fought over by
+// all. UHMM_STRESS_SECONDS sets the length (default 4 for each variant), UHMM_TEST_SEED repeats a run.
 #include <unistd.h>
 
 #include <chrono>
@@ -109,7 +109,9 @@ void RandomStress::one_action(std::uint32_t me, std::mt19937_64& random, uhmm_st
     }
     case 8: expect_request(uhmm_migrate(at, bytes, device, nullptr)); break;
     case 9: expect_request(uhmm_migrate(at, bytes, UHMM_CPU, nullptr)); break;
-    case 10: expect_request(uhmm_prefetch(at, bytes, pick(2) == 0 ? UHMM_CPU : device, pick(2) == 0 ? stream : 0)); break;
+    case 10:
+      expect_request(uhmm_prefetch(at, bytes, pick(2) == 0 ? UHMM_CPU : device, pick(2) == 0 ? stream : 0));
+      break;
     case 11: {
       constexpr uhmm_advice kAdvice[] = {UHMM_ADVISE_READ_MOSTLY, UHMM_ADVISE_NOT_READ_MOSTLY, UHMM_ADVISE_NONE,
                                          UHMM_ADVISE_PREFERRED_LOCATION, UHMM_ADVISE_ACCESSED_BY};

@@ -31,15 +31,15 @@ inline std::string describe(uhmm_status status) {
 }  // namespace uhmm::test
 
 // The status by name and the detail: that is what a failed test has to say.
-#define UHMM_EXPECT_STATUS(expected, call)                                                               \
-  do {                                                                                                   \
-    const uhmm_status uhmm_got_ = (call);                                                                \
-    EXPECT_EQ(uhmm_got_, (expected)) << #call << " is " << ::uhmm::test::describe(uhmm_got_);             \
+#define UHMM_EXPECT_STATUS(expected, call)                                                    \
+  do {                                                                                        \
+    const uhmm_status uhmm_got_ = (call);                                                     \
+    EXPECT_EQ(uhmm_got_, (expected)) << #call << " is " << ::uhmm::test::describe(uhmm_got_); \
   } while (0)
-#define UHMM_ASSERT_STATUS(expected, call)                                                               \
-  do {                                                                                                   \
-    const uhmm_status uhmm_got_ = (call);                                                                \
-    ASSERT_EQ(uhmm_got_, (expected)) << #call << " is " << ::uhmm::test::describe(uhmm_got_);             \
+#define UHMM_ASSERT_STATUS(expected, call)                                                    \
+  do {                                                                                        \
+    const uhmm_status uhmm_got_ = (call);                                                     \
+    ASSERT_EQ(uhmm_got_, (expected)) << #call << " is " << ::uhmm::test::describe(uhmm_got_); \
   } while (0)
 #define UHMM_EXPECT_OK(call) UHMM_EXPECT_STATUS(UHMM_OK, call)
 #define UHMM_ASSERT_OK(call) UHMM_ASSERT_STATUS(UHMM_OK, call)
@@ -195,7 +195,8 @@ inline void fill_kernel(const uhmm_kernel_item* item, void* raw) {
 inline void increment_kernel(const uhmm_kernel_item* item, void* raw) {
   const auto* args = static_cast<const SpanArgs*>(raw);
   const auto [begin, end] = slice(item, args->bytes);
-  for (std::size_t i = begin; i < end; ++i) args->data[i] = static_cast<std::byte>(std::to_integer<int>(args->data[i]) + 1);
+  for (std::size_t i = begin; i < end; ++i)
+    args->data[i] = static_cast<std::byte>(std::to_integer<int>(args->data[i]) + 1);
 }
 // Adds the number of wrong bytes to *result.
 inline void count_wrong_kernel(const uhmm_kernel_item* item, void* raw) {

@@ -284,11 +284,11 @@ UHMM_API uhmm_status uhmm_range_set_pool(const void* address, uhmm_pool pool);
 
 /*
  * Make existing memory managed: [address, address + length), mapped read-write, private anonymous (heap, stack, bss,
- * mmap) or shared memory (shared anonymous, memfd, POSIX or System V shm). It costs nothing until something of it
+ * mmap) or shared memory (shared anonymous, memfd, POSIX shm). It costs nothing until something of it
  * goes to a device. Unregister memory before unmapping or reusing it.
  * Errors: INVALID (NULL, length 0, wraps, or beyond user space); OVERLAP (with a registered range); FAULT (a hole or
  * memory without read and write permission; the detail names the address); NOT_SUPPORTED (file mappings, hugetlb,
- * device mappings); NO_MEMORY.
+ * device mappings, System V shared memory, which userfaultfd refuses); NO_MEMORY.
  */
 UHMM_API uhmm_status uhmm_register(void* address, size_t length);
 /*

@@ -108,13 +108,42 @@ void Reservation::settle(std::uint64_t allocated) {
   promised_.pages = 0;
 }
 
-Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
-                          ByteRange avoid) {
+namespace {
+
+// Pages of `pages` that the device has a copy of, though not alone.
+PageMask still_shared(const Segment& segment, const PageMask& pages, DeviceIndex index) {
+  const std::scoped_lock lock(segment.block->mutex);
+  const BlockDevice* part = segment.block->find_device(index);
+  return part != nullptr ? pages & PageMask::of(segment.run) & part->resident & segment.block->system : PageMask{};
+}
+
+Outcome reserve_and_move(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
+                         ByteRange avoid) {
   Reservation reservation(context, request.device);
   const Status room = reservation.obtain(needed(segment, pages, request.device), avoid);
   Outcome out = to_device(context, segment, pages, request, reservation.budget());
   reservation.settle(out.allocated);
   if (out.status.ok() && !room.ok() && out.moved + out.populated + out.there == 0) out.status = room;
+  return out;
+}
+
+}  // namespace
+
+Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
+                          ByteRange avoid) {
+  Outcome out = reserve_and_move(context, segment, pages, request, avoid);
+  if (!out.status.ok() || out.skipped == 0 || request.want == Want::Duplicate) return out;
+  // Pages that a child process (a device's is one) shares with the program copy-on-write can be taken only after a
+  // write, which the protection of pages shared with a device forbids: sharing with the device ends first. Pages that
+  // the kernel has pinned stay where they are all the same.
+  const PageMask stuck = still_shared(segment, pages, request.device);
+  if (stuck.none()) return out;
+  const Outcome ended = end_sharing(context, segment, stuck, request.cause);
+  out.skipped -= ended.there;
+  if (ended.status.ok())
+    out += reserve_and_move(context, segment, stuck, request, avoid);
+  else
+    out.status = ended.status;
   return out;
 }
 

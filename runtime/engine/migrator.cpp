@@ -324,7 +324,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   const PageMask copied = from_peers | duplicated | (want == Want::Overwrite ? PageMask{} : taken & plan.backed);
   out.moved = copied.count();
   out.populated = (arrived.minus(copied)).count();
-  out.there = there.count();
+  out.there = there.minus(plan.upgrade.minus(taken)).count();
   out.skipped += rest.minus(arrived).count() + plan.upgrade.minus(taken).count();
   context.count(range, CauseCounter::PagesToDevice, cause, out.moved);
   context.count(range, Counter::BytesToDevice, out.moved << kPageShift);

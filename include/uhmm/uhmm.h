@@ -86,10 +86,12 @@ UHMM_API uint32_t uhmm_version(void);
 UHMM_API const char* uhmm_version_string(void);
 
 /* Flags of uhmm_config.flags. */
-#define UHMM_CONFIG_NO_MOVE 0x1u  /* never use UFFDIO_MOVE: write-protect + copy + drop instead (env UHMM_NO_MOVE=1) */
-#define UHMM_CONFIG_NO_ENV 0x2u   /* ignore UHMM_* variables (they are always ignored in setuid programs) */
-#define UHMM_CONFIG_COHERENT 0x4u /* the initial soft devices are coherent, not private (env UHMM_SOFT_KIND=coherent) \
-                                   */
+/* Never use UFFDIO_MOVE: write-protect, copy and drop instead (UHMM_NO_MOVE=1). */
+#define UHMM_CONFIG_NO_MOVE 0x1u
+/* Ignore UHMM_* variables; in setuid programs they are always ignored. */
+#define UHMM_CONFIG_NO_ENV 0x2u
+/* The initial soft devices are coherent, not private (UHMM_SOFT_KIND=coherent). */
+#define UHMM_CONFIG_COHERENT 0x4u
 
 /*
  * Configuration. Zero in a field means its default. Environment variables, where set, override the struct.

@@ -21,9 +21,9 @@ constexpr std::uint32_t kRecords = 256;
 // A bounded queue after D. Vyukov: `turn` says whose turn the slot is. It counts from the slot's index, so that zeroed
 // memory is a valid empty queue and the first constructor of the program may log.
 struct Record {
-  std::atomic<std::uint32_t> turn;
+  std::atomic<std::uint32_t> turn{0};
   Level level = Level::Debug;
-  char text[256 - sizeof(std::atomic<std::uint32_t>) - sizeof(Level)];
+  char text[256 - sizeof(std::atomic<std::uint32_t>) - sizeof(Level)] = {};
 };
 static_assert(sizeof(Record) == 256);
 

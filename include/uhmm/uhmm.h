@@ -86,11 +86,11 @@ UHMM_API uint32_t uhmm_version(void);
 UHMM_API const char* uhmm_version_string(void);
 
 /* Flags of uhmm_config.flags. */
-/* Never use UFFDIO_MOVE: write-protect, copy and drop instead (UHMM_NO_MOVE=1). */
+/* Never use UFFDIO_MOVE: write-protect, copy and drop instead (env UHMM_NO_MOVE=1). */
 #define UHMM_CONFIG_NO_MOVE 0x1u
 /* Ignore UHMM_* variables; in setuid programs they are always ignored. */
 #define UHMM_CONFIG_NO_ENV 0x2u
-/* The initial soft devices are coherent, not private (UHMM_SOFT_KIND=coherent). */
+/* The initial soft devices are coherent, not private (env UHMM_SOFT_KIND=coherent). */
 #define UHMM_CONFIG_COHERENT 0x4u
 
 /*

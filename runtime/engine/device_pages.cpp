@@ -150,13 +150,7 @@ void free_memory(Context& context, DeviceIndex index, const Segment& segment, co
 }
 
 void refresh_list(Context& context, DeviceIndex index, BlockDevice& part, bool used) {
-  using state::MemoryList;
-  MemoryList list = MemoryList::None;
-  if (part.resident.any())
-    list = used || part.list == MemoryList::Active ? MemoryList::Active : MemoryList::Inactive;
-  else if (part.allocated.any())
-    list = MemoryList::Retained;
-  if (list != part.list || used) context.slot(index).memory.place(&part, list);
+  context.slot(index).memory.refresh(&part, part.resident.any(), part.allocated.any(), used);
 }
 
 }  // namespace uhmm::engine

@@ -71,6 +71,10 @@ void DeviceMemory::unlink(BlockDevice* part) {
 
 void DeviceMemory::place(BlockDevice* part, MemoryList to) {
   const std::scoped_lock lock(mutex_);
+  place_locked(part, to);
+}
+
+void DeviceMemory::place_locked(BlockDevice* part, MemoryList to) {
   unlink(part);
   if (to == MemoryList::None) return;
   List& list = list_of(to);
@@ -79,6 +83,16 @@ void DeviceMemory::place(BlockDevice* part, MemoryList to) {
   (list.newest != nullptr ? list.newest->newer : list.oldest) = part;
   list.newest = part;
   ++list.count;
+}
+
+void DeviceMemory::refresh(BlockDevice* part, bool resident, bool allocated, bool used) {
+  const std::scoped_lock lock(mutex_);
+  MemoryList list = MemoryList::None;
+  if (resident)
+    list = used || part->list == MemoryList::Active ? MemoryList::Active : MemoryList::Inactive;
+  else if (allocated)
+    list = MemoryList::Retained;
+  if (list != part->list || used) place_locked(part, list);
 }
 
 bool DeviceMemory::pressed(std::uint32_t pool) const {

@@ -36,6 +36,8 @@ class DeviceMemory {
 
   // Put the block's part on a list as its newest member, or off all lists.
   void place(BlockDevice* part, MemoryList list);
+  // Put it on the list that fits what it holds: pages with current copies, or only allocated ones. `used`: just now.
+  void refresh(BlockDevice* part, bool resident, bool allocated, bool used);
   // The oldest member that belongs to `pool` and for which `fits` holds; it stays where it is. nullptr if none.
   template <typename Fits>
   BlockDevice* oldest(MemoryList list, std::uint32_t pool, Fits&& fits);
@@ -69,6 +71,7 @@ class DeviceMemory {
   };
   List& list_of(MemoryList list) { return lists_[static_cast<std::size_t>(list)]; }
   void unlink(BlockDevice* part);
+  void place_locked(BlockDevice* part, MemoryList list);
   void list_stale(BlockDevice* part) {
     if (part->stale_listed) return;
     part->stale_listed = true;

@@ -86,7 +86,7 @@ TEST_F(BadConfig, EveryVariableThatTheHeaderNamesIsTried) {
   text << file.rdbuf();
   const std::string header = text.str();
   std::set<std::string> named;
-  const std::regex variable("\\((?:env )?(UHMM_[A-Z_]+)(?:=[a-z0-9]+)?\\) \\*/");
+  const std::regex variable(" \\((?:env )?(UHMM_[A-Z_]+)(?:=[a-z0-9]+)?\\)");
   for (std::sregex_iterator it(header.begin(), header.end(), variable), end; it != end; ++it) named.insert((*it)[1]);
   std::set<std::string> tried(std::begin(kNumbers), std::end(kNumbers));
   tried.insert(std::begin(kWords), std::end(kWords));

@@ -247,11 +247,12 @@ TEST_P(Migration, ExclusivePagesAreTheDevicesUntilTheCpuTouchesThem) {
   expect_states(memory, UHMM_PAGE_EXCLUSIVE);
   EventReader events;
   EXPECT_EQ(*reinterpret_cast<std::uint64_t*>(memory.page(3)), 100u);
+  // Looking at the page waits for who still has its block, and so for the event.
+  EXPECT_EQ(snapshot(memory.page(3), 1)[0].state, UHMM_PAGE_SYSTEM);
   std::uint64_t revoked = 0;
   for (const auto& event : events.next())
     if (event.kind == UHMM_EVENT_REVOKE) revoked += event.pages;
   EXPECT_GE(revoked, 1u);
-  EXPECT_EQ(snapshot(memory.page(3), 1)[0].state, UHMM_PAGE_SYSTEM);
   for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(*reinterpret_cast<std::uint64_t*>(memory.page(i)), 100u) << i;
   UHMM_ASSERT_OK(run(add_kernel, SpanArgs{memory.data(), memory.bytes(), 0, nullptr}, 10));
   for (std::size_t i = 0; i < 8; ++i) EXPECT_EQ(*reinterpret_cast<std::uint64_t*>(memory.page(i)), 110u) << i;

@@ -78,7 +78,7 @@ struct alignas(64) WorkerRecord {
 
 // ------------------------------------------------------------------ last words
 
-enum class EndKind : std::uint32_t { None, Signal, Exit };
+enum class EndKind : std::uint32_t { None, Signal, Exit, Sanitizer };
 
 struct alignas(64) LastWords {
   std::atomic<std::uint32_t> taken;  // the first to die speaks

@@ -6,6 +6,9 @@
 #include "backends/soft/device_process.hpp"
 #include "runtime/os/process.hpp"
 
+// Present where the program is built with a sanitizer.
+extern "C" __attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)());
+
 namespace uhmm::soft {
 namespace {
 
@@ -61,15 +64,24 @@ UHMM_NO_SANITIZE void on_fatal_signal(int signal, void* siginfo, void* ucontext)
   os::exit_now(128 + signal);
 }
 
+UHMM_NO_SANITIZE std::uint32_t worker_of(const ExitContext& context, const void* frame) {
+  const std::uint32_t thread = context.area.thread_of(frame);
+  const std::uint32_t first_worker = context.control->mailboxes;
+  return thread >= first_worker && thread < context.area.threads ? thread - first_worker : kMostWorkers;
+}
+
 // exit() in a kernel: the program's own exit handlers must not run in this process.
 void on_exit_called(int status, void* argument) {
   const auto* context = static_cast<const ExitContext*>(argument);
-  const std::uint32_t thread = context->area.thread_of(__builtin_frame_address(0));
-  const std::uint32_t first_worker = context->control->mailboxes;
-  const std::uint32_t worker =
-      thread >= first_worker && thread < context->area.threads ? thread - first_worker : kMostWorkers;
-  speak(*context->control, worker, EndKind::Exit, status, 0, 0);
+  speak(*context->control, worker_of(*context, __builtin_frame_address(0)), EndKind::Exit, status, 0, 0);
   os::exit_now(status);
+}
+
+// A sanitizer that found something, or failed itself, ends the process past exit() and signals. It has said why.
+const ExitContext* sanitizer_context = nullptr;
+UHMM_NO_SANITIZE void on_sanitizer_death() {
+  const ExitContext& context = *sanitizer_context;
+  speak(*context.control, worker_of(context, __builtin_frame_address(0)), EndKind::Sanitizer, 0, 0, 0);
 }
 
 }  // namespace
@@ -80,6 +92,10 @@ void install_crash_reports(Control& control, const PrivateArea& area) {
   auto* context = reinterpret_cast<ExitContext*>(area.first_stack());
   *context = {&control, area};
   (void)on_exit(on_exit_called, context);
+  if (__sanitizer_set_death_callback != nullptr) {
+    sanitizer_context = context;
+    __sanitizer_set_death_callback(on_sanitizer_death);
+  }
 }
 
 void arm_crash_reports(Control& control, std::byte* alternate_stack, std::uint32_t worker) {

@@ -52,7 +52,9 @@ struct ThreadVector {
 
 int perform(const DeviceProcess& process, Operation operation, ByteRange range) {
   switch (operation) {
-    case Operation::MapInaccessible: return os::map_file_fixed(range, process.memory_file, range.begin.value, false);
+    case Operation::MapInaccessible:
+      os::trust_memory(range);
+      return os::map_file_fixed(range, process.memory_file, range.begin.value, false);
     case Operation::MakeAccessible: return os::make_accessible(range);
     case Operation::Remove: return os::map_nothing_fixed(range);  // not a hole: a library might map something there
     case Operation::DropPageTable: return os::drop_page_tables(range);

@@ -308,6 +308,10 @@ void SoftDevice::compose_reason() {
     std::snprintf(reason_, sizeof(reason_), "%s%s called exit(%d)", who, kernel, words.number);
     return;
   }
+  if (kind == EndKind::Sanitizer) {
+    std::snprintf(reason_, sizeof(reason_), "%s%s was ended by a sanitizer, whose report is on stderr", who, kernel);
+    return;
+  }
   // No last words: _exit() or a signal that can't be caught. Name what was running.
   int running = 0;
   for (std::uint32_t i = 0; i < capabilities_.workers; ++i) {

@@ -14,6 +14,7 @@ Status Thread::start(const char* name, void (*body)(void*), void* context) {
   name_ = name;
   body_ = body;
   context_ = context;
+  entered_.store(false, std::memory_order_relaxed);
   // The new thread inherits the mask: blocked from its first instruction on.
   sigset_t all;
   sigset_t before;
@@ -23,6 +24,9 @@ Status Thread::start(const char* name, void (*body)(void*), void* context) {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (error != 0) return fail_errno("starting a runtime thread", error);
   running_ = true;
+  // A thread that is starting may hold locks of the C library or a sanitizer; a device's process that is copied meanwhile
+  // would keep them for ever.
+  entered_.wait(false, std::memory_order_acquire);
   return {};
 }
 
@@ -33,8 +37,10 @@ void Thread::join() {
 }
 
 void* Thread::enter(void* self) {
-  const auto* thread = static_cast<Thread*>(self);
+  auto* thread = static_cast<Thread*>(self);
   pthread_setname_np(pthread_self(), thread->name_);
+  thread->entered_.store(true, std::memory_order_release);
+  thread->entered_.notify_one();
   thread->body_(thread->context_);
   return nullptr;
 }

@@ -5,6 +5,8 @@
 
 #include <pthread.h>
 
+#include <atomic>
+
 #include "runtime/base/status.hpp"
 
 namespace uhmm {
@@ -17,7 +19,8 @@ class Thread {
   // Not joined by the destructor: who starts a thread also ends it.
   ~Thread();
 
-  // `name` is static text of at most 15 characters. `body(context)` runs until it returns. Errors: SYSTEM, NO_MEMORY.
+  // `name` is static text of at most 15 characters. `body(context)` runs until it returns; it has begun when this returns.
+  // Errors: SYSTEM, NO_MEMORY.
   Status start(const char* name, void (*body)(void*), void* context);
   bool running() const { return running_; }
   // Waits for the body's return. Nothing to do when not running.
@@ -33,6 +36,7 @@ class Thread {
   void (*body_)(void*) = nullptr;
   void* context_ = nullptr;
   bool running_ = false;
+  std::atomic<bool> entered_{false};
 };
 
 }  // namespace uhmm

@@ -96,6 +96,9 @@ int drop_page_tables(ByteRange pages);  // of shared memory: the pages stay in t
 // From now on the process maps memory only in `pages` unless it names an address: everything else that is free becomes
 // inaccessible memory, `pages` become free. As well as it can be done. [child, one thread]
 void confine_mappings(ByteRange pages);
+// AddressSanitizer's knowledge of these pages is as old as this process; from now on it takes every byte for valid.
+// Nothing where the program is built without. [child]
+void trust_memory(ByteRange pages);
 int map_nothing_fixed(ByteRange pages);  // inaccessible, whatever was there before
 
 // Allocates zeroed pages of a file; punch_file frees them and unmaps them in every process. 0 or an errno.

@@ -13,6 +13,8 @@
 
 #include "runtime/os/process.hpp"
 
+extern "C" __attribute__((weak)) void __asan_get_shadow_mapping(std::size_t* scale, std::size_t* offset);
+
 namespace uhmm::os {
 namespace {
 
@@ -147,6 +149,25 @@ void confine_mappings(ByteRange pages) {
   close(maps);
   if (free_from.value < kUserSpaceEnd) (void)map_nothing({free_from, VirtAddr{kUserSpaceEnd}}, MAP_FIXED_NOREPLACE);
   (void)syscall(SYS_munmap, pages.begin.value, pages.bytes());
+}
+
+namespace {
+__attribute__((no_sanitize("address"))) void clear_shadow(VirtAddr begin, VirtAddr end) {
+  for (std::uint64_t at = begin.value; at != end.value; ++at) *reinterpret_cast<volatile char*>(at) = 0;
+}
+}  // namespace
+
+void trust_memory(ByteRange pages) {
+  if (__asan_get_shadow_mapping == nullptr) return;
+  std::size_t scale = 0, offset = 0;
+  __asan_get_shadow_mapping(&scale, &offset);
+  const VirtAddr begin{(pages.begin.value >> scale) + offset}, end{(pages.end.value >> scale) + offset};
+  const VirtAddr inner_begin = begin.page_ceil(), inner_end = end.page_floor();
+  if (inner_begin >= inner_end) return clear_shadow(begin, end);
+  clear_shadow(begin, inner_begin);
+  clear_shadow(inner_end, end);
+  (void)syscall(SYS_mmap, inner_begin.value, inner_end - inner_begin, PROT_READ | PROT_WRITE,
+                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
 }
 
 int make_accessible(ByteRange pages) {

@@ -73,6 +73,22 @@ class SoftDevice : public DeviceConformance {
   std::int64_t pid() const { return device_->capabilities().process_id; }
 };
 
+#if defined(__SANITIZE_ADDRESS__)
+// UndefinedBehaviorSanitizer would see it first, and tells nobody how it ends.
+__attribute__((no_sanitize("undefined"))) void read_past_end(const uhmm_kernel_item*, void* raw) {
+  auto* args = static_cast<KernelArgs*>(raw);
+  volatile char few[4] = {};
+  args->value = static_cast<std::uint64_t>(few[args->words]);
+}
+
+TEST_P(SoftDevice, WhatASanitizerEndsIsAKernelFailure) {
+  EXPECT_EQ(run(read_past_end, {nullptr, 4, 0}).code(), UHMM_ERR_KERNEL_FAILED);
+  const std::string reason = death();
+  EXPECT_NE(reason.find("sanitizer"), std::string::npos) << reason;
+  EXPECT_NE(reason.find("read_past_end"), std::string::npos) << reason;
+}
+#endif
+
 TEST_P(SoftDevice, ProcessHasNoPrivilegeAndNoDescriptorItDoesNotNeed) {
   const int secret = open("/etc/passwd", O_RDONLY);
   const int low = fcntl(secret, F_DUPFD, 100);

@@ -134,16 +134,10 @@ void Runtime::before_fork() {
 }
 
 void Runtime::after_fork_in_parent() {
-  context.fork_gate.open();
-  // Faults of devices that came meanwhile were left unserved.
+  // The devices are told by a worker: this thread's stack may be on one.
+  if (!context.fork_gate.open()) return;
   (void)context.workers.call([this]() -> Status {
-    const engine::Operation operation(context);
-    for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
-      backend::Device* device = context.healthy(DeviceIndex{i});
-      if (device == nullptr) continue;
-      for (const auto& [begin, range] : context.space.ranges())
-        if ((range->attached.load() & (1u << i)) != 0) device->wake(range->pages);
-    }
+    engine::retry_device_faults(context);
     return {};
   });
 }

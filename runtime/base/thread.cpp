@@ -24,8 +24,8 @@ Status Thread::start(const char* name, void (*body)(void*), void* context) {
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   if (error != 0) return fail_errno("starting a runtime thread", error);
   running_ = true;
-  // A thread that is starting may hold locks of the C library or a sanitizer; a device's process that is copied meanwhile
-  // would keep them for ever.
+  // A thread that is starting may hold locks of the C library or a sanitizer; a device's process that is copied
+  // meanwhile would keep them for ever.
   entered_.wait(false, std::memory_order_acquire);
   return {};
 }

@@ -19,8 +19,8 @@ class Thread {
   // Not joined by the destructor: who starts a thread also ends it.
   ~Thread();
 
-  // `name` is static text of at most 15 characters. `body(context)` runs until it returns; it has begun when this returns.
-  // Errors: SYSTEM, NO_MEMORY.
+  // `name` is static text of at most 15 characters. `body(context)` runs until it returns; it has begun when this
+  // returns. Errors: SYSTEM, NO_MEMORY.
   Status start(const char* name, void (*body)(void*), void* context);
   bool running() const { return running_; }
   // Waits for the body's return. Nothing to do when not running.

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// While fork() is under way nothing leaves system memory: the child gets whole copies. Whoever takes pages away enters
-// the gate for that time; fork() closes it. Service threads never wait at it: they leave a device's fault unserved and
-// the device is told to retry when the gate opens.
+// While fork() is under way nothing leaves system memory: the child gets whole copies. The same while a range comes or
+// goes that has a page in common with another: the page changes hands at home. Whoever takes pages away enters the gate
+// for that time. Service threads never wait at it: they leave a device's fault unserved, and the device is told to
+// retry when the gate opens.
 #pragma once
 
 #include <atomic>
@@ -15,6 +16,8 @@ class ForkGate {
   bool try_enter() {
     inside_.fetch_add(1);
     if (!closed_.load()) return true;
+    turned_away_.store(true);
+    if (!closed_.load()) return true;  // who opens may not have seen the mark
     leave();
     return false;
   }
@@ -27,30 +30,21 @@ class ForkGate {
   }
   // Closes and waits until nobody is inside.
   void close() {
-    while (closed_.exchange(true)) closed_.wait(true);  // one fork at a time
+    while (closed_.exchange(true)) closed_.wait(true);  // one at a time
     for (std::uint32_t count = inside_.load(); count != 0; count = inside_.load()) inside_.wait(count);
   }
-  void open() {
+  // True if somebody was turned away meanwhile: open_gate() (context.hpp) then has devices retry.
+  bool open() {
     closed_.store(false);
     closed_.notify_all();
+    return turned_away_.exchange(false);
   }
   bool closed() const { return closed_.load(); }
 
  private:
   std::atomic<bool> closed_{false};
+  std::atomic<bool> turned_away_{false};
   std::atomic<std::uint32_t> inside_{0};
-};
-
-// Inside the gate while it lives.
-class LeavingMemory {
- public:
-  explicit LeavingMemory(ForkGate& gate) : gate_(gate) { gate_.enter(); }
-  LeavingMemory(const LeavingMemory&) = delete;
-  LeavingMemory& operator=(const LeavingMemory&) = delete;
-  ~LeavingMemory() { gate_.leave(); }
-
- private:
-  ForkGate& gate_;
 };
 
 }  // namespace uhmm::engine

@@ -18,6 +18,9 @@ Status unregister_range(Context& context, VirtAddr begin);
 // Everything home and every range gone. DATA_LOST if something was lost.
 Status unregister_all(Context& context);
 
+// Devices take the faults again that were left unserved while the fork gate was closed.
+void retry_device_faults(Context& context);
+
 // `to`: 0 is the CPU, else a device. Pages of pinned ranges are skipped.
 struct MigrateRequest {
   ByteRange bytes;

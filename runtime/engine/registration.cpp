@@ -37,8 +37,9 @@ Result<state::Backing> inspect(Context& context, ByteRange bytes) {
   return *backing;
 }
 
-// Shared memory can be watched only if it is shmem; a mapping of an ordinary file can't.
+// Shared memory can be watched only if it is shmem; a mapping of an ordinary file can't. `pages` are watched by nobody.
 Status try_watching(Context& context, ByteRange pages) {
+  if (pages.empty()) return {};
   const os::UffdFeatures& features = context.uffd.features();
   if (!features.shared_missing || !features.shared_minor)
     return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd does not report faults of shared memory (5.14)");
@@ -67,11 +68,77 @@ std::byte* map_view(Context& context, ByteRange pages) {
   return view;
 }
 
+// Pages that ranges have in common change hands only while the gate is closed, at home, and with nothing of them on any
+// device: the next range to answer for such a page has windows, counters and a watch of its own.
+class SharedEdges {
+ public:
+  // `bytes` are about to be registered, or unregistered. Waits at the gate only if another range is on their edges.
+  SharedEdges(Context& context, ByteRange bytes) : context_(context) {
+    const ByteRange pages = bytes.to_pages();
+    {
+      const Operation operation(context_);
+      const auto add = [&](VirtAddr page) {
+        const ByteRange edge{page, page + kPageBytes};
+        if (context_.space.touched_by_others(edge, bytes)) edges_[count_++] = edge;
+      };
+      add(pages.begin);
+      if (pages.pages() > 1) add(pages.end - kPageBytes);
+    }
+    if (count_ == 0) return;
+    context_.fork_gate.close();
+    closed_ = true;
+    for (const ByteRange& edge : edges()) {
+      const Operation operation(context_);
+      (void)context_.space.for_each_segment(edge, false, [&](const Segment& segment) {
+        (void)to_system(context_, segment, PageMask::of(segment.run), Want::Move, UHMM_CAUSE_UNREGISTER);
+        return Status{};
+      });
+    }
+  }
+  SharedEdges(const SharedEdges&) = delete;
+  SharedEdges& operator=(const SharedEdges&) = delete;
+  ~SharedEdges() {
+    if (closed_ && context_.fork_gate.open()) retry_device_faults(context_);
+  }
+  std::span<const ByteRange> edges() const { return {edges_.data(), count_}; }
+
+  // Under the exclusive lock: is all of it at home? Then devices keep nothing of it either.
+  Status settle() {
+    Status status;
+    for (const ByteRange& edge : edges())
+      UHMM_TRY(context_.space.for_each_segment(edge, false, [&](const Segment& segment) -> Status {
+        const PageMask page = PageMask::of(segment.run);
+        const std::scoped_lock lock(segment.block->mutex);
+        if (segment.block->on_devices().intersects(page))
+          return fail(UHMM_ERR_NO_MEMORY, "the page at %#lx, which ranges share, could not be brought back",
+                      edge.begin.value);
+        for (BlockDevice* part : segment.block->devices) {
+          if (part == nullptr || !part->allocated.intersects(page)) continue;
+          const DeviceIndex index{part->device};
+          free_memory(context_, index, segment, page, Freeing::Now);
+          if (part->allocated.intersects(page) && context_.healthy(index) != nullptr)
+            return fail(UHMM_ERR_SYSTEM, "the device's page at %#lx, which ranges share, could not be freed",
+                        edge.begin.value);
+          refresh_list(context_, index, *part, false);
+        }
+        return {};
+      }));
+    return status;
+  }
+
+ private:
+  Context& context_;
+  std::array<ByteRange, 2> edges_;
+  std::size_t count_ = 0;
+  bool closed_ = false;
+};
+
 // Everything of the range home; nothing may leave any more.
 Status close_range(Context& context, Range& range) {
   const Operation operation(context);
   bool lost = false;
   (void)context.space.for_each_segment(range.pages, false, [&](const Segment& segment) {
+    if (segment.range != &range) return Status{};  // a neighbour answers for that page
     const Outcome out = to_system(context, segment, PageMask::of(segment.run), Want::Move, UHMM_CAUSE_UNREGISTER);
     lost = lost || out.skipped != 0 || !out.status.ok();
     return Status{};
@@ -125,6 +192,12 @@ void detach(Context& context, Range& range) {
 }  // namespace
 
 Status register_range(Context& context, ByteRange bytes) {
+  {
+    // Ahead of everything that touches the memory: it may be watched already.
+    const Operation operation(context);
+    UHMM_TRY(context.space.check_free(bytes));
+  }
+  SharedEdges shared(context, bytes);
   Result<state::Backing> backing = inspect(context, bytes);
   if (!backing.ok()) return backing.status();
   Range* range = make_in_arena<Range>(bytes, *backing);
@@ -132,7 +205,12 @@ Status register_range(Context& context, ByteRange bytes) {
   range->can_move.store(*backing == state::Backing::Private);
   Status status;
   if (*backing == state::Backing::Shared) {
-    status = try_watching(context, range->pages);
+    ByteRange fresh = range->pages;
+    for (const ByteRange& edge : shared.edges()) {
+      if (fresh.begin == edge.begin) fresh.begin = edge.end;
+      if (fresh.end == edge.end) fresh.end = edge.begin;
+    }
+    status = try_watching(context, fresh);
     if (status.ok()) {
       range->alias = map_view(context, range->pages);
       if (range->alias == nullptr) status = fail(UHMM_ERR_NO_MEMORY, "no address space for a second view");
@@ -140,7 +218,8 @@ Status register_range(Context& context, ByteRange bytes) {
   }
   if (status.ok()) {
     const std::unique_lock lock(context.space.mutex());
-    status = context.space.insert(range);
+    status = shared.settle();
+    if (status.ok()) status = context.space.insert(range);
     if (status.ok())
       for (DeviceSlot& slot : context.slots)
         if (slot.device != nullptr) slot.unattached.fetch_add(1);
@@ -166,9 +245,14 @@ Status unregister_range(Context& context, VirtAddr begin) {
     if (range->closing.exchange(true))
       return fail(UHMM_ERR_BUSY, "the range at %#lx is being unregistered already", begin.value);
   }
+  SharedEdges shared(context, range->bytes);
   Status status = close_range(context, *range);
   {
     const std::unique_lock lock(context.space.mutex());
+    if (const Status settled = shared.settle(); !settled.ok()) {
+      range->closing.store(false);
+      return settled;
+    }
     if (range->pages_out.load() != 0) {
       // Pages that can't come home now (no system memory): management goes on, nothing is lost.
       range->closing.store(false);
@@ -178,7 +262,8 @@ Status unregister_range(Context& context, VirtAddr begin) {
     {
       const std::scoped_lock arm_lock(range->arm_mutex);
       const ByteRange own = context.space.pages_not_shared(*range);
-      if (range->armed && !own.empty()) (void)context.uffd.unregister_range(own);
+      // An edge may still be watched for a neighbour that is gone.
+      if ((range->armed || range->had_neighbours) && !own.empty()) (void)context.uffd.unregister_range(own);
     }
     context.space.remove(range);
   }
@@ -187,6 +272,16 @@ Status unregister_range(Context& context, VirtAddr begin) {
   os::unmap(range->alias, range->pages.bytes());
   destroy_in_arena(range);
   return status;
+}
+
+void retry_device_faults(Context& context) {
+  const Operation operation(context);
+  for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
+    Device* device = context.healthy(DeviceIndex{i});
+    if (device == nullptr) continue;
+    for (const auto& [begin, range] : context.space.ranges())
+      if ((range->attached.load() & (1u << i)) != 0) device->wake(range->pages);
+  }
 }
 
 Status unregister_all(Context& context) {

@@ -17,20 +17,42 @@ VaSpace::~VaSpace() {
   for (auto& [begin, range] : ranges_) destroy_in_arena(range);
 }
 
-Status VaSpace::insert(Range* range) {
-  const auto next = ranges_.lower_bound(range->bytes.begin.value);
+Status VaSpace::check_free(ByteRange bytes) const {
+  const auto next = ranges_.lower_bound(bytes.begin.value);
   const Range* other = nullptr;
-  if (next != ranges_.end() && next->second->bytes.overlaps(range->bytes)) other = next->second;
-  if (next != ranges_.begin() && std::prev(next)->second->bytes.overlaps(range->bytes)) other = std::prev(next)->second;
-  if (other != nullptr)
-    return fail(UHMM_ERR_OVERLAP, "[%#lx, %#lx) overlaps the registered range [%#lx, %#lx)", range->bytes.begin.value,
-                range->bytes.end.value, other->bytes.begin.value, other->bytes.end.value);
+  if (next != ranges_.end() && next->second->bytes.overlaps(bytes)) other = next->second;
+  if (next != ranges_.begin() && std::prev(next)->second->bytes.overlaps(bytes)) other = std::prev(next)->second;
+  if (other == nullptr) return {};
+  return fail(UHMM_ERR_OVERLAP, "[%#lx, %#lx) overlaps the registered range [%#lx, %#lx)", bytes.begin.value,
+              bytes.end.value, other->bytes.begin.value, other->bytes.end.value);
+}
+
+bool VaSpace::touched_by_others(ByteRange page, ByteRange bytes) const {
+  // Downwards from the page's end: at most two ranges have to be looked at.
+  for (auto it = ranges_.lower_bound(page.end.value); it != ranges_.begin();) {
+    --it;
+    if (it->second->bytes.begin == bytes.begin) continue;
+    return it->second->bytes.end > page.begin;
+  }
+  return false;
+}
+
+Status VaSpace::insert(Range* range) {
+  UHMM_TRY(check_free(range->bytes));
   try {
     ranges_.emplace(range->bytes.begin.value, range);
   } catch (const std::bad_alloc&) {
     return fail(UHMM_ERR_NO_MEMORY, "no memory for a range's metadata");
   }
   registered_bytes_ += range->bytes.bytes();
+  const auto self = ranges_.find(range->bytes.begin.value);
+  const auto meet = [&](Range& other) {
+    if (other.pages.overlaps(range->pages)) other.had_neighbours = range->had_neighbours = true;
+  };
+  for (auto it = self; it != ranges_.begin() && std::prev(it)->second->pages.overlaps(range->pages);)
+    meet(*(--it)->second);
+  for (auto it = std::next(self); it != ranges_.end() && it->second->pages.overlaps(range->pages); ++it)
+    meet(*it->second);
   // A block that a neighbour made already is shared with it.
   for (VirtAddr at = range->pages.begin.block_floor(); at < range->pages.end; at = at + kBlockBytes)
     if (Block* found = find_block(at)) ++found->references;

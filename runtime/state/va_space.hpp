@@ -33,6 +33,8 @@ class VaSpace {
 
   Mutex& mutex() { return mutex_; }
 
+  // Shared lock. OVERLAP if some of the bytes are registered.
+  Status check_free(ByteRange bytes) const;
   // Exclusive lock. Takes ownership on success. Errors: OVERLAP, NO_MEMORY.
   Status insert(Range* range);
   // Exclusive lock. The caller owns the range again; blocks that no other range touches are destroyed.
@@ -42,6 +44,8 @@ class VaSpace {
   Range* find_page(VirtAddr page) const;
   // Shared lock. The range whose bytes contain the address.
   Range* find_byte(VirtAddr address) const;
+  // Shared lock. Does a range that doesn't begin where `bytes` begin touch the page?
+  bool touched_by_others(ByteRange page, ByteRange bytes) const;
   // Shared lock. Are all bytes registered?
   bool covers(ByteRange bytes) const;
   // Shared lock. The pages that `range` answers for alone or as the lowest: no other range touches them, or only later.

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "backends/soft/soft_device_impl.hpp"
+#include "runtime/base/copy.hpp"
 #include "runtime/os/memory.hpp"
 #include "runtime/os/process.hpp"
 #include "runtime/os/thread.hpp"
@@ -52,7 +53,7 @@ Status SoftDevice::do_copy_in(const backend::Window& window, ByteRange pages, co
   std::byte* to = host_of(window, pages);
   UHMM_TRY(for_runs(window, pages, [&](std::uint64_t offset, std::uint64_t bytes, bool present) -> Status {
     if (present) {
-      std::memcpy(to + offset, from + offset, bytes);
+      copy_pages(to + offset, from + offset, bytes);
       return {};
     }
     for (std::uint64_t done = 0; done < bytes;) {
@@ -73,7 +74,7 @@ Status SoftDevice::do_copy_in(const backend::Window& window, ByteRange pages, co
 Status SoftDevice::do_copy_out(const backend::Window& window, ByteRange pages, std::byte* to) {
   if (!open_now()) return lost_status();
   const std::uint64_t deadline = link_deadline(pages.bytes());
-  std::memcpy(to, host_of(window, pages), pages.bytes());
+  copy_pages(to, host_of(window, pages), pages.bytes());
   wait_until(deadline);
   return {};
 }

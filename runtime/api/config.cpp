@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/api/config.hpp"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
 #include "runtime/base/types.hpp"
+#include "runtime/os/system_memory.hpp"
 #include "runtime/os/thread.hpp"
 
 namespace uhmm::api {
@@ -82,6 +84,12 @@ Status settle(const char* field, const char* name, const char* unit, bool use_en
   return {};
 }
 
+// A sixteenth of what there is: recycled pages come home five times as fast as new ones.
+std::uint64_t default_staging() {
+  constexpr std::uint64_t kLeast = std::uint64_t{64} << 20;
+  return std::max(kLeast, os::system_memory().total / 16 & ~(kBlockBytes - 1));
+}
+
 }  // namespace
 
 Result<uhmm_config> resolve_config(const uhmm_config* given) {
@@ -98,6 +106,7 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
     return fail(UHMM_ERR_CONFIG, "uhmm_config.flags has unknown bits: %#x", config.flags & ~kKnownFlags);
   const bool use_environment = (config.flags & UHMM_CONFIG_NO_ENV) == 0;
   const std::uint32_t cpus = os::usable_cpu_count();
+  const std::uint64_t staging = default_staging();
   if (use_environment) {
     UHMM_TRY(read_switch("UHMM_NO_MOVE", "0", "1", UHMM_CONFIG_NO_MOVE, &config.flags));
     UHMM_TRY(read_switch("UHMM_SOFT_KIND", "private", "coherent", UHMM_CONFIG_COHERENT, &config.flags));

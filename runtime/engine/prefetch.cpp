@@ -4,12 +4,10 @@
 #include "runtime/base/arena.hpp"
 #include "runtime/engine/evictor.hpp"
 #include "runtime/engine/pool_calls.hpp"
+#include "runtime/policy/fault_around.hpp"
 
 namespace uhmm::engine {
 namespace {
-
-// How many blocks ahead; with two copying threads a walk then never waits for more than the block it is in.
-constexpr std::uint32_t kAhead = 2;
 
 struct Fetch : WorkerPool::Work {
   Context* context = nullptr;
@@ -40,12 +38,12 @@ void fetch(Fetch& job) {
   if (!job.to_cpu) context.fork_gate.leave();
 }
 
-void post(Context& context, VirtAddr next, bool to_cpu, DeviceIndex device, Want want) {
+void post(Context& context, VirtAddr next, state::Locality::Stream& stream, bool to_cpu, DeviceIndex device, Want want) {
   const Range* range = context.space.find_page(next);
   if (range == nullptr) return;
-  const VirtAddr first = next.block_floor();
-  for (std::uint32_t i = 0; i < kAhead; ++i) {
-    const VirtAddr block = first + i * kBlockBytes;
+  const policy::FetchAhead blocks = policy::fetch_ahead(stream, next.value >> kBlockShift);
+  for (std::uint64_t number = blocks.begin; number < blocks.end; ++number) {
+    const VirtAddr block{number << kBlockShift};
     if (block >= range->pages.end) return;
     Block* found = context.space.find_block(block);
     if (to_cpu) {
@@ -71,10 +69,13 @@ void post(Context& context, VirtAddr next, bool to_cpu, DeviceIndex device, Want
 
 }  // namespace
 
-void prefetch_to_system(Context& context, VirtAddr next) { post(context, next, true, {}, Want::Move); }
+void prefetch_to_system(Context& context, VirtAddr next, state::Locality::Stream& stream) {
+  post(context, next, stream, true, {}, Want::Move);
+}
 
-void prefetch_to_device(Context& context, VirtAddr next, DeviceIndex device, Want want) {
-  post(context, next, false, device, want);
+void prefetch_to_device(Context& context, VirtAddr next, state::Locality::Stream& stream, DeviceIndex device,
+                        Want want) {
+  post(context, next, stream, false, device, want);
 }
 
 }  // namespace uhmm::engine

@@ -8,7 +8,8 @@
 namespace uhmm::engine {
 
 // The walk goes on at `next`. Does not block; when too much is under way already it does nothing.
-void prefetch_to_system(Context& context, VirtAddr next);
-void prefetch_to_device(Context& context, VirtAddr next, DeviceIndex device, Want want);
+void prefetch_to_system(Context& context, VirtAddr next, state::Locality::Stream& stream);
+void prefetch_to_device(Context& context, VirtAddr next, state::Locality::Stream& stream, DeviceIndex device,
+                        Want want);
 
 }  // namespace uhmm::engine

@@ -134,8 +134,9 @@ bool CpuService::serve() {
       const Outcome out =
           to_system(context, segment, pages, duplicate ? Want::Duplicate : Want::Move, UHMM_CAUSE_CPU_FAULT);
       if (!out.pages.test(page)) context.uffd.wake(page_at(address));
-      if (window.streaming)
-        prefetch_to_system(context, segment.block->base + (std::size_t{page} + window.pages) * kPageBytes);
+      if (window.streaming())
+        prefetch_to_system(context, segment.block->base + (std::size_t{page} + window.pages) * kPageBytes,
+                           *window.stream);
       break;
     }
     case PageKind::Shared: {
@@ -251,10 +252,10 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
         }
         map_again(context, *block, index, page);
         device->wake(page_at(fault.address));
-        if (window.streaming) {
+        if (window.streaming()) {
           if (request.want == Want::Duplicate) policy::learn_device_write(range->device_locality, false, 1);
-          prefetch_to_device(context, segment.block->base + (std::size_t{page} + window.pages) * kPageBytes, index,
-                             request.want);
+          prefetch_to_device(context, segment.block->base + (std::size_t{page} + window.pages) * kPageBytes,
+                             *window.stream, index, request.want);
         }
       }
       context.record(UHMM_EVENT_DEVICE_FAULT, UHMM_CAUSE_DEVICE_FAULT, page_at(fault.address), 1, index.processor(),

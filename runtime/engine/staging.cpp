@@ -1,11 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/engine/staging.hpp"
 
+#include <algorithm>
+
 #include "runtime/base/arena.hpp"
 #include "runtime/base/inject.hpp"
 #include "runtime/os/memory.hpp"
+#include "runtime/os/system_memory.hpp"
+#include "runtime/os/thread.hpp"
 
 namespace uhmm::engine {
+namespace {
+
+// What is kept even when memory is short: enough for faults and single blocks.
+constexpr std::uint64_t kAlwaysPages = (std::uint64_t{64} << 20) >> kPageShift;
+// Short: less than an eighth can still be had.
+constexpr std::uint64_t kShortShare = 8;
+constexpr std::uint64_t kLookEveryNs = 100'000'000;
+
+}  // namespace
 
 Staging::Staging() : slots_(Arena::instance().resource()) {}
 
@@ -39,11 +52,14 @@ Staging::Slot* Staging::acquire_empty(const PageMask& pages) {
   if (inject::should_fail(inject::Point::StagingAcquire)) return nullptr;
   const std::scoped_lock lock(mutex_);
   Slot* free_slot = nullptr;
-  for (Slot& slot : slots_) {
+  const std::size_t start = next_empty_;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = from(start, i);
     if (slot.in_use) continue;
     if (!slot.filled.intersects(pages)) {
       slot.in_use = true;
       held_pages_ -= slot.filled.count();
+      next_empty_ = static_cast<std::size_t>(&slot - slots_.data());
       return &slot;
     }
     free_slot = &slot;
@@ -58,10 +74,13 @@ Staging::Slot* Staging::acquire_empty(const PageMask& pages) {
 Staging::Slot* Staging::acquire_filled(const PageMask& pages) {
   if (inject::should_fail(inject::Point::StagingAcquire)) return nullptr;
   const std::scoped_lock lock(mutex_);
+  if (held_pages_.load(std::memory_order_relaxed) == 0) return nullptr;
   const std::uint32_t wanted = pages.count();
   Slot* best = nullptr;
   std::uint32_t best_count = 0;
-  for (Slot& slot : slots_) {
+  const std::size_t start = next_filled_;
+  for (std::size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = from(start, i);
     if (slot.in_use) continue;
     const std::uint32_t count = (slot.filled & pages).count();
     if (count <= best_count) continue;
@@ -72,14 +91,36 @@ Staging::Slot* Staging::acquire_filled(const PageMask& pages) {
   if (best == nullptr) return nullptr;
   best->in_use = true;
   held_pages_ -= best->filled.count();
+  next_filled_ = static_cast<std::size_t>(best - slots_.data());
   return best;
 }
 
+std::uint64_t Staging::limit_now() {
+  if (held_pages_.load(std::memory_order_relaxed) > kAlwaysPages) {
+    const std::uint64_t now = os::now_ns();
+    std::uint64_t looked = looked_ns_.load(std::memory_order_relaxed);
+    if (now - looked > kLookEveryNs && looked_ns_.compare_exchange_strong(looked, now)) {
+      const os::SystemMemory memory = os::system_memory();
+      short_of_memory_.store(memory.available < memory.total / kShortShare, std::memory_order_relaxed);
+    }
+  }
+  return short_of_memory_.load(std::memory_order_relaxed) ? std::min(limit_pages_, kAlwaysPages) : limit_pages_;
+}
+
 void Staging::release(Slot* slot) {
+  const std::uint64_t limit = limit_now();
   const std::scoped_lock lock(mutex_);
-  if (held_pages_ + slot->filled.count() > limit_pages_) free_pages(*slot);
+  if (held_pages_ + slot->filled.count() > limit) free_pages(*slot);
   held_pages_ += slot->filled.count();
   slot->in_use = false;
+  // A few at a time: others wait for the lock.
+  for (std::uint32_t freed = 0; held_pages_ > limit && freed < 4; ++freed) {
+    const auto victim =
+        std::find_if(slots_.begin(), slots_.end(), [](const Slot& one) { return !one.in_use && one.filled.any(); });
+    if (victim == slots_.end()) break;
+    held_pages_ -= victim->filled.count();
+    free_pages(*victim);
+  }
 }
 
 void Staging::free_pages(Slot& slot) {

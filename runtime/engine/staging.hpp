@@ -36,19 +36,30 @@ class Staging {
   Slot* acquire_empty(const PageMask& pages);
   // The slot with the most of `pages` filled (to move pages in from). nullptr: no slot has any.
   Slot* acquire_filled(const PageMask& pages);
-  // Give a slot back; its `filled` must be right. Pages beyond the limit are freed.
+  // Give a slot back; its `filled` must be right. Pages beyond the limit are freed, and so are others when the machine
+  // or the control group runs short: recycled pages are worth less than the program's own.
   void release(Slot* slot);
 
   std::uint64_t bytes_held() const { return held_pages_.load(std::memory_order_relaxed) << kPageShift; }
 
  private:
   void free_pages(Slot& slot);
+  std::uint64_t limit_now();
+  // Slots in the order of a scan: from where something was found last.
+  Slot& from(std::size_t start, std::size_t i) {
+    const std::size_t at = start + i;
+    return slots_[at < slots_.size() ? at : at - slots_.size()];
+  }
 
   mutable RankedMutex<LockRank::Staging> mutex_;
   std::pmr::vector<Slot> slots_;
   std::byte* memory_ = nullptr;
   std::size_t memory_bytes_ = 0;
   std::uint64_t limit_pages_ = 0;
+  std::size_t next_filled_ = 0;
+  std::size_t next_empty_ = 0;
+  std::atomic<std::uint64_t> looked_ns_{0};  // when system memory was looked at last
+  std::atomic<bool> short_of_memory_{false};
   std::atomic<std::uint64_t> held_pages_{0};  // filled pages of slots not in use
 };
 

@@ -9,6 +9,8 @@ namespace {
 // A consumer may skip a few pages that were home already.
 constexpr std::uint64_t kSlackPages = 4;
 constexpr auto kRelaxed = std::memory_order_relaxed;
+// One for each of two copying threads, and one that whoever is done first finds waiting.
+constexpr std::uint64_t kBlocksAhead = 3;
 // Write intent is a saturating score: a few upgraded blocks make it certain, reads without upgrades wear it off.
 constexpr std::int32_t kCertain = 8;
 constexpr std::int32_t kThreshold = 2;
@@ -22,12 +24,19 @@ FaultWindow fault_window(state::Locality& locality, std::uint64_t page, std::uin
     const std::uint32_t pages = std::max(smallest, std::min(stream.window.load(kRelaxed) * 2, most));
     stream.window.store(pages, kRelaxed);
     stream.next.store(page + pages, kRelaxed);
-    return {pages, pages >= most};
+    return {pages, pages >= most ? &stream : nullptr};
   }
   auto& victim = locality.streams[locality.next_victim.fetch_add(1, kRelaxed) % state::Locality::kStreams];
   victim.window.store(smallest, kRelaxed);
   victim.next.store(page + smallest, kRelaxed);
-  return {smallest, false};
+  victim.fetched.store(0, kRelaxed);
+  return {smallest, nullptr};
+}
+
+FetchAhead fetch_ahead(state::Locality::Stream& stream, std::uint64_t next) {
+  const std::uint64_t end = next + kBlocksAhead;
+  const std::uint64_t fetched = stream.fetched.exchange(end, kRelaxed);
+  return {fetched > next && fetched <= end ? fetched : next, end};
 }
 
 void window_ended(state::Locality& locality, std::uint64_t expected, std::uint64_t next) {

@@ -11,11 +11,19 @@ namespace uhmm::policy {
 
 struct FaultWindow {
   std::uint32_t pages = 1;  // how many pages from the faulting one on
-  bool streaming = false;   // as large as it gets: worth fetching ahead
+  // As large as it gets: worth fetching ahead. The walk's record; nullptr otherwise.
+  state::Locality::Stream* stream = nullptr;
+  bool streaming() const { return stream != nullptr; }
 };
 
 // A fault at page number `page`; `smallest` and `most` in pages.
 FaultWindow fault_window(state::Locality& locality, std::uint64_t page, std::uint32_t smallest, std::uint32_t most);
+// Blocks to fetch ahead of a walk that goes on at block number `next`, each of them once.
+struct FetchAhead {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+};
+FetchAhead fetch_ahead(state::Locality::Stream& stream, std::uint64_t next);
 // A window that should have ended before page `expected` really ended before `next`.
 void window_ended(state::Locality& locality, std::uint64_t expected, std::uint64_t next);
 

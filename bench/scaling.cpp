@@ -10,7 +10,7 @@
 namespace uhmm::bench {
 namespace {
 
-// Faults a second that `threads` threads take together, each in its own part of the memory.
+// Faults a second that `threads` threads take together, each on a CPU and in a part of the memory of its own.
 double fault_rate(Memory& memory, std::uint32_t threads, std::size_t touches, std::mt19937_64& random) {
   migrate(memory.data(), memory.bytes(), kDevice);
   const std::size_t part = memory.pages() / threads;
@@ -22,6 +22,7 @@ double fault_rate(Memory& memory, std::uint32_t threads, std::size_t touches, st
   std::vector<double> end(threads);
   for (std::uint32_t i = 0; i < threads; ++i)
     running.emplace_back([&, i] {
+      const PinnedHere here(last_cpu() - static_cast<int>(i));
       ready.fetch_add(1);
       while (ready.load() < threads) std::this_thread::yield();
       begin[i] = now_s();

@@ -12,6 +12,8 @@
  *    thread. A failed call has changed nothing, except where "Partial success" is documented.
  *  - Every call returns UHMM_ERR_NOT_INITIALIZED before uhmm_init and after uhmm_shutdown, and UHMM_ERR_FORKED in a
  *    child made by fork(): the child owns plain copies of the memory and no devices.
+ *  - Every call that works on memory, devices or streams may return UHMM_ERR_NO_MEMORY (no system memory for the
+ *    runtime's records, or for pages that should come home); it has then changed nothing more than its counts say.
  *  - Structs begin with `size`. Set it to sizeof the struct (the *_INIT macros do); a newer library reads what an
  *    older program knows. A size of 0 or one smaller than the first released layout is UHMM_ERR_INVALID.
  *  - Ownership: the library never keeps a caller's pointer after a call returns, except callback contexts.
@@ -95,18 +97,19 @@ UHMM_API const char* uhmm_version_string(void);
 
 /*
  * Configuration. Zero in a field means its default. Environment variables, where set, override the struct.
- * Each is one setting with one default; docs/tuning.md lists them with ranges.
+ * Each is one setting with one default; docs/tuning.md lists them with ranges. What goes to stderr is set by the
+ * environment alone: debug, info, warning, error or off (env UHMM_LOG=warning).
  */
 typedef struct uhmm_config {
-  size_t size;              /* sizeof(uhmm_config) */
-  uint32_t flags;           /* UHMM_CONFIG_* */
-  uint32_t soft_devices;    /* devices opened by uhmm_init, 1..8, default 1 (UHMM_SOFT_DEVICES) */
-  uint64_t device_memory;   /* bytes of each soft device, >= 2 MiB, default 2 GiB (UHMM_DEVICE_MEMORY) */
-  uint32_t device_workers;  /* kernel workers of each soft device, 1..256, default: CPUs (UHMM_DEVICE_WORKERS) */
-  uint32_t service_threads; /* fault service threads, 1..64, default min(CPUs, 8) (UHMM_SERVICE_THREADS) */
-  uint64_t staging_memory;  /* most system memory kept as recycled staging, >= 2 MiB, default 64 MiB (UHMM_STAGING) */
-  uint64_t fault_around;    /* most bytes brought by one fault, 4 KiB..2 MiB, default 2 MiB (UHMM_FAULT_AROUND) */
-  uint64_t link_latency_ns; /* soft link model: added per copy, default 0 = off (UHMM_LINK_LATENCY_NS) */
+  size_t size;                 /* sizeof(uhmm_config) */
+  uint32_t flags;              /* UHMM_CONFIG_* */
+  uint32_t soft_devices;       /* devices opened by uhmm_init, 1..8, default 1 (UHMM_SOFT_DEVICES) */
+  uint64_t device_memory;      /* bytes of each soft device, >= 2 MiB, default 2 GiB (UHMM_DEVICE_MEMORY) */
+  uint32_t device_workers;     /* kernel workers of each soft device, 1..256, default: CPUs (UHMM_DEVICE_WORKERS) */
+  uint32_t service_threads;    /* fault service threads, 1..64, default min(CPUs, 8) (UHMM_SERVICE_THREADS) */
+  uint64_t staging_memory;     /* most system memory kept as recycled staging, >= 2 MiB, default 1/16 (UHMM_STAGING) */
+  uint64_t fault_around;       /* most bytes brought by one fault, 4 KiB..2 MiB, default 2 MiB (UHMM_FAULT_AROUND) */
+  uint64_t link_latency_ns;    /* soft link model: added per copy, default 0 = off (UHMM_LINK_LATENCY_NS) */
   uint64_t link_bytes_per_sec; /* soft link model: limit, default 0 = off (UHMM_LINK_BANDWIDTH) */
 } uhmm_config;
 #define UHMM_CONFIG_INIT \
@@ -369,7 +372,8 @@ typedef enum uhmm_access { UHMM_ACCESS_READ = 1, UHMM_ACCESS_WRITE = 2, UHMM_ACC
  * mapped there and stay until uhmm_release with the same arguments. READ keeps other copies; WRITE promises that every
  * byte is overwritten (contents need not be copied). CPU accesses to acquired pages are served as always and may
  * take pages away, so do not touch memory that is acquired for writing on a device.
- * Errors: INVALID; NOT_REGISTERED; NO_DEVICE; DEVICE_LOST; DEVICE_FULL (not all of it fits: nothing is held).
+ * Errors: INVALID; NOT_REGISTERED; NO_DEVICE; DEVICE_LOST; DEVICE_FULL (not all of it fits: nothing is held);
+ * DATA_LOST (a page of it is lost).
  */
 UHMM_API uhmm_status uhmm_acquire(void* address, size_t length, uhmm_processor processor, uhmm_access access);
 /* End an acquire. Errors: as uhmm_acquire; NOT_FOUND (no such acquire). */
@@ -498,7 +502,7 @@ typedef void (*uhmm_event_callback)(void* context, const uhmm_event* event);
 typedef uint64_t uhmm_subscription;
 /* Call `callback` for each event whose kind's bit (1 << kind) is in `kinds`. Events come from a ring: when callbacks
  * are slower than events, the oldest are dropped and a UHMM_EVENT_DROPPED event says how many.
- * Errors: INVALID; NO_MEMORY. */
+ * Errors: INVALID (NULL, or no known kind in `kinds`); NO_MEMORY. */
 UHMM_API uhmm_status uhmm_event_subscribe(uint64_t kinds, uhmm_event_callback callback, void* context,
                                           uhmm_subscription* out);
 /* No callback runs after the return. Errors: NOT_FOUND. */

@@ -13,7 +13,7 @@ namespace uhmm::api {
   X(device_memory, "UHMM_DEVICE_MEMORY", std::uint64_t{2} << 30, kBlockBytes, std::uint64_t{1} << 46, "bytes") \
   X(device_workers, "UHMM_DEVICE_WORKERS", cpus, 1, 256, "threads")                                            \
   X(service_threads, "UHMM_SERVICE_THREADS", (cpus < 8 ? cpus : 8), 1, 64, "threads")                          \
-  X(staging_memory, "UHMM_STAGING", staging, kBlockBytes, std::uint64_t{1} << 40, "bytes")     \
+  X(staging_memory, "UHMM_STAGING", staging, kBlockBytes, std::uint64_t{1} << 40, "bytes")                     \
   X(fault_around, "UHMM_FAULT_AROUND", kBlockBytes, kPageBytes, kBlockBytes, "bytes")                          \
   X(link_latency_ns, "UHMM_LINK_LATENCY_NS", 0, 0, std::uint64_t{10'000'000'000}, "nanoseconds")               \
   X(link_bytes_per_sec, "UHMM_LINK_BANDWIDTH", 0, 0, std::uint64_t{1} << 50, "bytes per second")

@@ -13,6 +13,10 @@ namespace {
 using inject::Point;
 using inject::should_fail;
 
+// A move flushes the staging page from every CPU's TLB, however few pages it takes; a copy flushes nothing, but
+// allocates each page.
+constexpr std::uint32_t kFewestToMove = 16;
+
 VirtAddr in_slot(const Staging::Slot& slot, PageRun run) { return VirtAddr{slot.memory} + run.offset(); }
 
 std::byte* in_alias(const Segment& segment, PageRun run) {
@@ -185,7 +189,7 @@ Status Arrival::stage(DeviceIndex index, const PageMask& pages) {
     });
     return status;
   }
-  if (context_.use_move && segment_.range->can_move.load(std::memory_order_relaxed))
+  if (context_.use_move && segment_.range->can_move.load(std::memory_order_relaxed) && pages.count() >= kFewestToMove)
     slot_ = context_.staging.acquire_filled(pages);
   if (slot_ == nullptr) return status;  // publish() copies straight from the device
   in_slot_ = pages & slot_->filled;

@@ -38,7 +38,8 @@ void fetch(Fetch& job) {
   if (!job.to_cpu) context.fork_gate.leave();
 }
 
-void post(Context& context, VirtAddr next, state::Locality::Stream& stream, bool to_cpu, DeviceIndex device, Want want) {
+void post(Context& context, VirtAddr next, state::Locality::Stream& stream, bool to_cpu, DeviceIndex device,
+          Want want) {
   const Range* range = context.space.find_page(next);
   if (range == nullptr) return;
   const policy::FetchAhead blocks = policy::fetch_ahead(stream, next.value >> kBlockShift);

@@ -16,6 +16,7 @@ namespace {
 constexpr std::uint64_t kAlwaysPages = (std::uint64_t{64} << 20) >> kPageShift;
 // Short: less than an eighth can still be had.
 constexpr std::uint64_t kShortShare = 8;
+constexpr std::uint32_t kFewPages = 16;
 constexpr std::uint64_t kLookEveryNs = 100'000'000;
 
 }  // namespace
@@ -51,24 +52,25 @@ void Staging::close() {
 Staging::Slot* Staging::acquire_empty(const PageMask& pages) {
   if (inject::should_fail(inject::Point::StagingAcquire)) return nullptr;
   const std::scoped_lock lock(mutex_);
-  Slot* free_slot = nullptr;
+  // Faults leave slots with a few pages that no whole block fits beside; those are emptied, not the full ones.
+  Slot* best = nullptr;
+  std::uint32_t best_count = ~0u;
   const std::size_t start = next_empty_;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = from(start, i);
     if (slot.in_use) continue;
-    if (!slot.filled.intersects(pages)) {
-      slot.in_use = true;
-      held_pages_ -= slot.filled.count();
-      next_empty_ = static_cast<std::size_t>(&slot - slots_.data());
-      return &slot;
-    }
-    free_slot = &slot;
+    const std::uint32_t count = slot.filled.intersects(pages) ? slot.filled.count() : 0;
+    if (count >= best_count) continue;
+    best = &slot;
+    best_count = count;
+    if (count <= kFewPages) break;
   }
-  if (free_slot == nullptr) return nullptr;
-  free_slot->in_use = true;
-  held_pages_ -= free_slot->filled.count();
-  free_pages(*free_slot);
-  return free_slot;
+  if (best == nullptr) return nullptr;
+  best->in_use = true;
+  held_pages_ -= best->filled.count();
+  if (best_count != 0) free_pages(*best);
+  next_empty_ = static_cast<std::size_t>(best - slots_.data());
+  return best;
 }
 
 Staging::Slot* Staging::acquire_filled(const PageMask& pages) {

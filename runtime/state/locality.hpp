@@ -12,8 +12,8 @@ namespace uhmm::state {
 struct Locality {
   static constexpr std::uint32_t kStreams = 8;
   struct Stream {
-    std::atomic<std::uint64_t> next{0};    // page number where the stream should go on; 0 for none
-    std::atomic<std::uint32_t> window{0};  // pages brought by its last fault
+    std::atomic<std::uint64_t> next{0};     // page number where the stream should go on; 0 for none
+    std::atomic<std::uint32_t> window{0};   // pages brought by its last fault
     std::atomic<std::uint64_t> fetched{0};  // number of the block up to which it was fetched ahead
   };
   std::array<Stream, kStreams> streams{};

@@ -85,9 +85,13 @@ TEST_F(BadConfig, EveryVariableTriedIsNamedInTheHeader) {
   std::stringstream text;
   text << file.rdbuf();
   const std::string header = text.str();
-  for (const char* name : kNumbers) EXPECT_NE(header.find(name), std::string::npos) << name;
-  for (const char* name : kWords)
-    EXPECT_TRUE(std::string(name) == "UHMM_LOG" || header.find(name) != std::string::npos) << name;
+  std::set<std::string> named;
+  const std::regex variable(R"re( \((?:env )?(UHMM_[A-Z_]+)(?:=[a-z0-9]+)?\))re");
+  for (std::sregex_iterator found(header.begin(), header.end(), variable), end; found != end; ++found)
+    named.insert((*found)[1]);
+  std::set<std::string> tried(std::begin(kNumbers), std::end(kNumbers));
+  tried.insert(std::begin(kWords), std::end(kWords));
+  EXPECT_EQ(named, tried);
 }
 
 TEST_F(BadConfig, VariablesThatAreNoNumbersOrOutOfRange) {
@@ -140,7 +144,7 @@ TEST_F(BadConfig, VariablesOverrideTheStructUnlessTheyAreIgnored) {
     UHMM_EXPECT_OK(uhmm_get_config(&used));
     EXPECT_EQ(used.soft_devices, count);
     EXPECT_EQ((used.flags & UHMM_CONFIG_NO_MOVE) != 0, !ignored);
-    EXPECT_EQ(used.staging_memory, std::uint64_t{64} << 20);
+    EXPECT_GE(used.staging_memory, std::uint64_t{64} << 20);
     EXPECT_EQ(used.fault_around, kBlock);
     stop();
   }

@@ -7,6 +7,7 @@
 #include "runtime/os/process.hpp"
 
 // Present where the program is built with a sanitizer.
+// NOLINTNEXTLINE(readability-identifier-naming)
 extern "C" __attribute__((weak)) void __sanitizer_set_death_callback(void (*callback)());
 
 namespace uhmm::soft {

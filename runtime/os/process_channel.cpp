@@ -13,6 +13,7 @@
 
 #include "runtime/os/process.hpp"
 
+// NOLINTNEXTLINE(readability-identifier-naming)
 extern "C" __attribute__((weak)) void __asan_get_shadow_mapping(std::size_t* scale, std::size_t* offset);
 
 namespace uhmm::os {

@@ -29,7 +29,7 @@ class SecondThread : public testing::Environment {
   std::thread thread_;
 };
 
-const auto* const environment = testing::AddGlobalTestEnvironment(new SecondThread);
+const auto* const kEnvironment = testing::AddGlobalTestEnvironment(new SecondThread);
 
 }  // namespace
 }  // namespace uhmm::test

@@ -20,6 +20,7 @@ struct Kind {
   std::uint32_t flags;
   int mapping;
 };
+// NOLINTNEXTLINE(readability-identifier-naming): GoogleTest looks for it
 void PrintTo(const Kind& kind, std::ostream* out) { *out << kind.name; }
 
 class Neighbours : public RuntimeTest, public testing::WithParamInterface<Kind> {

@@ -33,7 +33,7 @@ class ForkGate {
     while (closed_.exchange(true)) closed_.wait(true);  // one at a time
     for (std::uint32_t count = inside_.load(); count != 0; count = inside_.load()) inside_.wait(count);
   }
-  // True if somebody was turned away meanwhile: open_gate() (context.hpp) then has devices retry.
+  // True if somebody was turned away meanwhile: retry_device_faults() (memory_calls.hpp) is due.
   bool open() {
     closed_.store(false);
     closed_.notify_all();

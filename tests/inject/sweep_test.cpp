@@ -128,9 +128,10 @@ void Round::everything(bool failing) {
   desc.memory_bytes = std::uint64_t{4} << 20;
   uhmm_processor second = 0;
   if (done(uhmm_device_add(&desc, &second), failing)) {
-    done(uhmm_migrate(data, 6 * kPage, second, nullptr), failing);
+    done(uhmm_migrate(data, 24 * kPage, second, nullptr), failing);
     write(2);
     done(uhmm_migrate(data, 6 * kPage, 1, nullptr), failing);
+    done(uhmm_migrate(data, 24 * kPage, UHMM_CPU, nullptr), failing);  // enough pages to be moved, not copied
     UHMM_EXPECT_OK(uhmm_device_remove(second));
   }
 }

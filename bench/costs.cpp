@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // What it costs to be managed without using a device, and what the runtime itself needs.
+#include <cmath>
 #include <optional>
 
 #include "bench/support.hpp"
@@ -80,7 +81,7 @@ void metadata_untouched(Rounds& rounds) {
     const Memory large(64 * kGiB);
     const Registration large_registered(large);
     // Both need a range; what the large one needs more is for its untouched blocks.
-    rounds.add(0, ((metadata_mb(runtime) - first) - (first - empty)) * 1e6);
+    rounds.add(0, std::round(((metadata_mb(runtime) - first) - (first - empty)) * 1e6) + 0.0);  // never "-0"
   }
 }
 

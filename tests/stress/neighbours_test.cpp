@@ -131,6 +131,26 @@ TEST_P(Neighbours, OverlappingRegistrationIsRefusedAndChangesNothing) {
   UHMM_EXPECT_OK(uhmm_unregister(lower_));
 }
 
+// A kernel works on the lower range all the while: it waits at the page that changes hands, and goes on.
+TEST_P(Neighbours, UpperOneComesAndGoesBesideAKernel) {
+  constexpr int kRounds = 60;
+  add_lower();
+  for (int round = 1; round <= kRounds; ++round) {
+    UHMM_ASSERT_OK(launch(stream_, increment_kernel, SpanArgs{lower_, kMeeting, 0, nullptr}, 2));
+    add_upper();
+    *upper_ = static_cast<std::byte>(round);
+    UHMM_ASSERT_OK(uhmm_migrate(upper_, upper_bytes(), 1, nullptr));
+    ASSERT_EQ(*upper_, static_cast<std::byte>(round));
+    UHMM_ASSERT_OK(uhmm_unregister(upper_));
+  }
+  UHMM_ASSERT_OK(uhmm_stream_synchronize(stream_));
+  for (std::size_t i = 0; i < kMeeting; ++i)
+    ASSERT_EQ(lower_[i], static_cast<std::byte>(std::to_integer<int>(pattern(1, i)) + kRounds)) << i;
+  for (std::size_t i = kMeeting + 1; i < memory_->bytes(); ++i) ASSERT_EQ(lower_[i], pattern(1, i)) << i;
+  UHMM_EXPECT_OK(uhmm_unregister(lower_));
+  expect_nothing_left();
+}
+
 // Both come and go at random, computed on by the device and by the CPU.
 TEST_P(Neighbours, AtRandom) {
   std::mt19937_64 random(seed());

@@ -14,7 +14,7 @@ Status Thread::start(const char* name, void (*body)(void*), void* context) {
   name_ = name;
   body_ = body;
   context_ = context;
-  entered_.store(false, std::memory_order_relaxed);
+  entered_.store(0);
   // The new thread inherits the mask: blocked from its first instruction on.
   sigset_t all;
   sigset_t before;
@@ -26,7 +26,7 @@ Status Thread::start(const char* name, void (*body)(void*), void* context) {
   running_ = true;
   // A thread that is starting may hold locks of the C library or a sanitizer; a device's process that is copied
   // meanwhile would keep them for ever.
-  entered_.wait(false, std::memory_order_acquire);
+  entered_.wait(0);
   return {};
 }
 
@@ -39,7 +39,7 @@ void Thread::join() {
 void* Thread::enter(void* self) {
   auto* thread = static_cast<Thread*>(self);
   pthread_setname_np(pthread_self(), thread->name_);
-  thread->entered_.store(true, std::memory_order_release);
+  thread->entered_.store(1);
   thread->entered_.notify_one();
   thread->body_(thread->context_);
   return nullptr;

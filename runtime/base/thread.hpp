@@ -6,6 +6,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <cstdint>
 
 #include "runtime/base/status.hpp"
 
@@ -36,7 +37,7 @@ class Thread {
   void (*body_)(void*) = nullptr;
   void* context_ = nullptr;
   bool running_ = false;
-  std::atomic<bool> entered_{false};
+  std::atomic<std::uint32_t> entered_{0};  // a word that can be slept on as it is
 };
 
 }  // namespace uhmm

@@ -84,7 +84,7 @@ Status settle(const char* field, const char* name, const char* unit, bool use_en
   return {};
 }
 
-// A sixteenth of what there is: recycled pages come home five times as fast as new ones.
+// A sixteenth of what there is: recycled pages come home without being allocated.
 std::uint64_t default_staging() {
   constexpr std::uint64_t kLeast = std::uint64_t{64} << 20;
   return std::max(kLeast, os::system_memory().total / 16 & ~(kBlockBytes - 1));

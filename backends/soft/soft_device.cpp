@@ -197,7 +197,12 @@ Status SoftDevice::do_unmap_and_free(const backend::Window& window, ByteRange pa
 
 Status SoftDevice::do_poison(ByteRange pages) {
   if (!open_now()) return lost_status();
-  if (!uffd_.features().poison) return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel has no UFFDIO_POISON (6.6 and later)");
+  if (!uffd_.features().poison || !options_.use_poison) {
+    // Nothing is mapped there any more: whoever touches it crashes, and with it the device, which starts anew complete.
+    UHMM_TRY(request(Operation::Remove, {&pages, 1}));
+    uffd_.wake(pages);
+    return {};
+  }
   const os::Progress progress = uffd_.poison(pages);
   return progress.error == 0 ? Status{} : page_table_error("poisoning", pages, progress.error);
 }

@@ -17,6 +17,7 @@ struct Options {
   std::uint32_t workers = 0;  // 0: CPUs
   std::uint64_t link_latency_ns = 0;
   std::uint64_t link_bytes_per_sec = 0;
+  bool use_poison = true;  // false: as on kernels without UFFDIO_POISON (before 6.6)
 };
 
 // In the metadata arena; nullptr when that is out of memory. Not opened yet.

@@ -191,14 +191,17 @@ UHMM_API uhmm_status uhmm_device_get_info(uhmm_processor device, uhmm_device_inf
 UHMM_API uhmm_status uhmm_device_add(const uhmm_device_desc* desc, uhmm_processor* out);
 /*
  * Remove a device: waits for its streams, brings every page back, then frees it. Its streams, fences and pools end.
- * Errors: NO_DEVICE; BUSY (another thread is removing or restarting it); DATA_LOST (it was removed, but pages whose
- * only copy was there could not be brought back; they raise SIGBUS).
+ * Work that other threads ask for meanwhile waits, then finds no device; memory that they send there is refused (BUSY).
+ * Errors: NO_DEVICE; DATA_LOST (it was removed, but pages whose only copy was there could not be brought back; they
+ * raise SIGBUS).
  */
 UHMM_API uhmm_status uhmm_device_remove(uhmm_processor device);
 /*
  * Start a device anew: after it was lost, or so that it learns about libraries loaded since it started. Pages on a
  * healthy device are brought back first; streams stay valid. Lost pages stay lost until unmapped or discarded.
- * Errors: NO_DEVICE; BUSY; SYSTEM (it could not be started; it stays lost).
+ * Work that other threads ask for meanwhile waits; memory that they send there is refused (BUSY).
+ * Errors: NO_DEVICE; NO_MEMORY (pages could not be brought back: it goes on as it was); SYSTEM (it could not be
+ * started; it stays lost).
  */
 UHMM_API uhmm_status uhmm_device_restart(uhmm_processor device);
 
@@ -278,7 +281,7 @@ typedef struct uhmm_pool_desc {
  */
 UHMM_API uhmm_status uhmm_pool_create(const uhmm_pool_desc* desc, uhmm_pool* out);
 /* Bring the pool's pages back, give its quota to the default pool, end its callbacks (none runs after the return).
- * Errors: NOT_FOUND; DATA_LOST as for uhmm_device_remove. */
+ * Errors: NOT_FOUND; NO_MEMORY (some pages could not be brought back: the pool stays). */
 UHMM_API uhmm_status uhmm_pool_destroy(uhmm_pool pool);
 /* Place pages of the registered range that contains `address` into `pool` from now on when they go to the pool's
  * device; pages already there are brought back first. Pool 0 with any device: the default pools.
@@ -334,8 +337,9 @@ typedef struct uhmm_migrate_result {
  * Make pages resident on `to` (a device, or UHMM_CPU for system memory) and nowhere else. The whole byte range must be
  * registered; it may span several ranges. `result` may be NULL.
  * Partial success: returns OK when at least one page is on `to` afterwards; the counts tell. Errors: INVALID;
- * NOT_REGISTERED; NO_DEVICE; DEVICE_LOST; BUSY (every page is pinned); DEVICE_FULL (nothing fits and nothing can be
- * evicted); DATA_LOST (to the CPU: some pages are lost; the others came back).
+ * NOT_REGISTERED; NO_DEVICE; DEVICE_LOST; BUSY (every page is pinned, or the device or its pool is going away);
+ * DEVICE_FULL (nothing fits and nothing can be evicted); DATA_LOST (to the CPU: some pages are lost; the others came
+ * back).
  */
 UHMM_API uhmm_status uhmm_migrate(void* address, size_t length, uhmm_processor to, uhmm_migrate_result* result);
 
@@ -381,7 +385,8 @@ UHMM_API uhmm_status uhmm_release(void* address, size_t length, uhmm_processor p
 
 /* ----------------------------------------------------- streams and kernels */
 
-/* Work of one stream runs in order; streams run beside each other. Errors: NO_DEVICE; DEVICE_LOST; NO_MEMORY. */
+/* Work of one stream runs in order; streams run beside each other. Errors: NO_DEVICE; DEVICE_LOST; BUSY (the device
+ * is being removed); NO_MEMORY. */
 UHMM_API uhmm_status uhmm_stream_create(uhmm_processor device, uhmm_stream* out);
 /* Waits for the stream's work. Errors: NOT_FOUND; else the first error of the work since the last synchronize. */
 UHMM_API uhmm_status uhmm_stream_synchronize(uhmm_stream stream);

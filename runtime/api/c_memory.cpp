@@ -5,6 +5,7 @@
 
 #include "runtime/api/runtime.hpp"
 #include "runtime/base/arena.hpp"
+#include "runtime/engine/device_work.hpp"
 
 using namespace uhmm;
 using api::Runtime;
@@ -120,14 +121,10 @@ Status access_piece(Runtime& rt, DeviceIndex index, VirtAddr at, std::byte* buff
   engine::Device* device = nullptr;
   const ByteRange range{at, at + bytes};
   UHMM_TRY(engine::check_not_lost(rt.context, range));
-  {
-    const engine::Operation operation(rt.context);
-    if (rt.context.slot(index).device == nullptr)
-      return fail(UHMM_ERR_NO_DEVICE, "there is no device %u", index.processor());
-    if (!rt.context.space.covers(range))
-      return fail(UHMM_ERR_NOT_REGISTERED, "[%#lx, %#lx) is not registered as a whole", range.begin.value,
-                  range.end.value);
-    UHMM_TRY(engine::begin_device_work(rt.context, index, &device));
+  UHMM_TRY(engine::begin_device_work(rt.context, index, &device));
+  if (const Status covered = engine::check_registered(rt.context, range); !covered.ok()) {
+    device->end_work();
+    return covered;
   }
   const Status done = device->access(at, buffer, bytes, write);
   device->end_work();

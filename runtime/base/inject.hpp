@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Failure injection: every step that can fail asks should_fail(point). Tests arm "the n-th call of a point fails" and
-// sweep n until the operation succeeds. One relaxed load when nothing is armed.
+// sweep n until the operation succeeds. Or they shake the runtime: every point then takes a moment of random length, so
+// that threads meet in orders that are rare otherwise. One relaxed load when nothing is armed.
 #pragma once
 
 #include <atomic>
@@ -44,12 +45,17 @@ void arm(Point point, std::uint64_t n);
 // Any armed point whose turn came since arm()?
 bool fired(Point point);
 void disarm_all();
+// Points yield, sleep or spin at random from now on. `seed` chooses the sequence; threads share it.
+void shake(std::uint32_t seed);
+void stop_shaking();
 
 namespace detail {
-extern std::atomic<bool> armed;
+extern std::atomic<bool> active;
 bool consume(Point point);
 }  // namespace detail
 
-inline bool should_fail(Point point) { return detail::armed.load(std::memory_order_relaxed) && detail::consume(point); }
+inline bool should_fail(Point point) {
+  return detail::active.load(std::memory_order_relaxed) && detail::consume(point);
+}
 
 }  // namespace uhmm::inject

@@ -33,7 +33,8 @@ struct DeviceSlot {
   RankedMutex<LockRank::Flush> flush_mutex;
   std::atomic<bool> lost{false};
   std::atomic<bool> swept{false};               // after a loss: every page that was there is accounted for
-  std::atomic<bool> paused{false};              // being restarted: launches wait
+  std::atomic<bool> paused{false};              // being restarted or removed: work waits
+  std::atomic<bool> shut{false};                // and no page comes there any more
   std::atomic<std::uint32_t> unattached{0};     // registered ranges that the device can't reach yet
   std::atomic<std::uint64_t> current_pages{0};  // pages with a current copy there
   char lost_reason[192] = {};
@@ -47,6 +48,7 @@ struct Pool {
   uhmm_pool_ops ops = UHMM_POOL_OPS_INIT;
   void* context = nullptr;
   std::atomic<std::uint32_t> calls{0};  // callbacks running now
+  std::atomic<bool> shut{false};        // being destroyed: no page comes there any more
 };
 
 struct Context {

@@ -2,6 +2,7 @@
 #include "runtime/engine/device_pages.hpp"
 
 #include "runtime/base/check.hpp"
+#include "runtime/engine/device_work.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -36,7 +37,7 @@ Status attach(Context& context, Range& range, DeviceIndex index) {
   const std::scoped_lock lock(range.arm_mutex);
   if ((range.attached.load(std::memory_order_relaxed) & bit) != 0) return {};
   Device* device = context.healthy(index);
-  if (device == nullptr) return fail(UHMM_ERR_DEVICE_LOST, "device %u is lost", index.processor());
+  if (device == nullptr) return unusable(context, index);
   backend::Window window{range.pages, nullptr};
   {
     const std::scoped_lock attach_lock(context.slot(index).attach_mutex);

@@ -6,6 +6,7 @@
 
 #include "runtime/base/log.hpp"
 #include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/device_work.hpp"
 #include "runtime/engine/pool_calls.hpp"
 
 namespace uhmm::engine {
@@ -59,33 +60,48 @@ void DeviceTable::strip(DeviceIndex index) {
   }
 }
 
-Status DeviceTable::remove(DeviceIndex index) {
+void DeviceTable::end_device(DeviceIndex index) {
   DeviceSlot& slot = context_.slot(index);
-  if (slot.device == nullptr) return fail(UHMM_ERR_NO_DEVICE, "there is no device %u", index.processor());
-  streams_.end_streams(index.value);
-  // A lost device's pages are lost already; that is no news.
-  Status status = slot.lost.load() ? Status{} : bring_home(context_, index.value, UHMM_CAUSE_DEVICE_REMOVE);
-  for (std::uint32_t i = 1; i < context_.pools.size(); ++i)
-    if (context_.pools[i].id.load() != 0 && context_.pools[i].device == index.value)
-      (void)destroy_pool(context_.pools[i].id.load());
-  Device* device = slot.device;
+  if (slot.lost.exchange(true)) {
+    slot.swept.wait(false);  // it died just now
+    return;
+  }
   {
     const Operation operation(context_);
-    slot.lost.store(true);
     for (const auto& [begin, range] : context_.space.ranges())
       (void)context_.space.for_each_segment(range->pages, false, [&](const Segment& segment) {
         (void)lose(context_, segment, index);
         return Status{};
       });
   }
+  slot.swept.store(true);
+  slot.swept.notify_all();
+}
+
+Status DeviceTable::remove(DeviceIndex index) {
+  DeviceSlot& slot = context_.slot(index);
+  if (slot.device == nullptr) return fail(UHMM_ERR_NO_DEVICE, "there is no device %u", index.processor());
+  streams_.refuse_streams(index);
+  Status status;
   {
-    const std::unique_lock lock(context_.space.mutex());
-    strip(index);
-    slot.device = nullptr;
-    slot.unattached.store(0);
+    DevicePause pause(context_, index);
+    pause.shut();
+    // A lost device's pages are lost already; that is no news.
+    if (!slot.lost.load()) status = bring_home(context_, index.value, UHMM_CAUSE_DEVICE_REMOVE);
+    end_device(index);
+    Device* device = slot.device;
+    {
+      const std::unique_lock lock(context_.space.mutex());
+      strip(index);
+      slot.device = nullptr;
+      slot.unattached.store(0);
+    }
+    for (std::uint32_t i = 1; i < context_.pools.size(); ++i)
+      if (context_.pools[i].id.load() != 0 && context_.pools[i].device == index.value) end_pool(i);
+    faults_.devices_changed();
+    destroy_[index.value](device);
   }
-  faults_.devices_changed();
-  destroy_[index.value](device);
+  streams_.allow_streams(index);
   context_.record(UHMM_EVENT_DEVICE_REMOVED, UHMM_CAUSE_DEVICE_REMOVE, {}, 0, index.processor());
   return status;
 }
@@ -93,40 +109,33 @@ Status DeviceTable::remove(DeviceIndex index) {
 Status DeviceTable::restart(DeviceIndex index) {
   DeviceSlot& slot = context_.slot(index);
   if (slot.device == nullptr) return fail(UHMM_ERR_NO_DEVICE, "there is no device %u", index.processor());
-  slot.paused.store(true);
-  while (!slot.lost.load() && slot.device->busy()) std::this_thread::yield();
-  Status status;
-  if (slot.lost.load())
-    slot.swept.wait(false);
-  else
-    status = bring_home(context_, index.value, UHMM_CAUSE_DEVICE_REMOVE);
-  if (status.ok()) {
-    {
-      const std::unique_lock lock(context_.space.mutex());
-      slot.lost.store(true);
-      strip(index);
-    }
-    faults_.devices_changed();
-    slot.device->close();
-    status = slot.device->open();
-    if (status.ok()) {
-      {
-        const std::unique_lock lock(context_.space.mutex());
-        slot.capabilities = slot.device->capabilities();
-        slot.lost_reason[0] = '\0';
-        slot.swept.store(false);
-        slot.lost.store(false);
-      }
-      faults_.devices_changed();
-      context_.record(UHMM_EVENT_DEVICE_ADDED, UHMM_CAUSE_USER, {}, 0, index.processor());
-    } else {
-      slot.swept.store(true);
-      status = fail(UHMM_ERR_SYSTEM, "device %u could not be started: %s", index.processor(), last_detail());
-    }
+  DevicePause pause(context_, index);
+  pause.shut();
+  if (!slot.lost.load() && !bring_home(context_, index.value, UHMM_CAUSE_DEVICE_REMOVE).ok() && !slot.lost.load())
+    return fail(UHMM_ERR_NO_MEMORY, "pages on device %u could not be brought back: it was not restarted",
+                index.processor());
+  end_device(index);
+  {
+    const std::unique_lock lock(context_.space.mutex());
+    strip(index);
   }
-  slot.paused.store(false);
-  slot.paused.notify_all();
-  return status;
+  faults_.devices_changed();
+  slot.device->close();
+  if (!slot.device->open().ok()) {
+    char detail[kDetailBytes];
+    save_detail(detail);
+    return fail(UHMM_ERR_SYSTEM, "device %u could not be started: %s", index.processor(), detail);
+  }
+  {
+    const std::unique_lock lock(context_.space.mutex());
+    slot.capabilities = slot.device->capabilities();
+    slot.lost_reason[0] = '\0';
+    slot.swept.store(false);
+    slot.lost.store(false);
+  }
+  faults_.devices_changed();
+  context_.record(UHMM_EVENT_DEVICE_ADDED, UHMM_CAUSE_USER, {}, 0, index.processor());
+  return {};
 }
 
 std::uint32_t DeviceTable::find_pool(std::uint64_t id) const {
@@ -137,9 +146,7 @@ std::uint32_t DeviceTable::find_pool(std::uint64_t id) const {
 
 DeviceTable::CreatedPool DeviceTable::create_pool(const uhmm_pool_desc& desc, const uhmm_pool_ops& ops) {
   const DeviceIndex device{desc.device - 1};
-  if (context_.slot(device).device == nullptr)
-    return {fail(UHMM_ERR_NO_DEVICE, "there is no device %u", desc.device), 0};
-  if (context_.healthy(device) == nullptr) return {fail(UHMM_ERR_DEVICE_LOST, "device %u is lost", desc.device), 0};
+  if (context_.healthy(device) == nullptr) return {unusable(context_, device), 0};
   std::uint32_t index = 1;
   while (index < context_.pools.size() && context_.pools[index].id.load() != 0) ++index;
   if (index == context_.pools.size())
@@ -162,7 +169,19 @@ Status DeviceTable::destroy_pool(std::uint64_t id) {
   const std::uint32_t index = find_pool(id);
   if (index == 0) return fail(UHMM_ERR_NOT_FOUND, "there is no pool %lu", id);
   Pool& pool = context_.pools[index];
-  Status status = bring_pool_home(context_, index);
+  pool.shut.store(true);
+  {
+    // Whoever has not seen it is inside the lock.
+    const std::unique_lock lock(context_.space.mutex());
+  }
+  const Status status = bring_pool_home(context_, index);
+  if (status.ok()) end_pool(index);
+  pool.shut.store(false);
+  return status;
+}
+
+void DeviceTable::end_pool(std::uint32_t index) {
+  Pool& pool = context_.pools[index];
   {
     const std::unique_lock lock(context_.space.mutex());
     for (const auto& [begin, range] : context_.space.ranges())
@@ -170,13 +189,10 @@ Status DeviceTable::destroy_pool(std::uint64_t id) {
   }
   // What another thread noted or is calling right now comes to its end first.
   while (pool.calls.load() != 0) std::this_thread::yield();
-  {
-    const std::unique_lock lock(context_.space.mutex());
-    context_.slot(DeviceIndex{pool.device}).memory.remove_pool(index);
-    pool.id.store(0);
-    pool.ops = UHMM_POOL_OPS_INIT;
-  }
-  return status;
+  const std::unique_lock lock(context_.space.mutex());
+  context_.slot(DeviceIndex{pool.device}).memory.remove_pool(index);
+  pool.id.store(0);
+  pool.ops = UHMM_POOL_OPS_INIT;
 }
 
 Status DeviceTable::set_pool(VirtAddr address, std::uint64_t id) {

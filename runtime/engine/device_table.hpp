@@ -32,6 +32,10 @@ class DeviceTable {
  private:
   // No page of any block is on the device, no memory is allocated, no window attached any more.
   void strip(DeviceIndex index);
+  // The device counts as lost, and so do pages that could not be brought home.
+  void end_device(DeviceIndex index);
+  // With no page in it any more.
+  void end_pool(std::uint32_t index);
   std::uint32_t find_pool(std::uint64_t id) const;
 
   Context& context_;

@@ -103,14 +103,11 @@ void FaultService::watch_devices(Worker& worker) {
 }
 
 void FaultService::loop(Worker& worker) {
-  std::array<std::uint32_t, 32> tokens;
+  std::array<std::uint32_t, os::EventLoop::kMostDescriptors> tokens;
   while (!stopping_.load()) {
     watch_devices(worker);
     const std::size_t count = worker.loop.wait(tokens);
     for (std::size_t i = 0; i < count; ++i) {
-      if (std::find(tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(i), tokens[i]) !=
-          tokens.begin() + static_cast<std::ptrdiff_t>(i))
-        continue;
       if (tokens[i] == kHostToken)
         serve_cpu();
       else if (tokens[i] >= kDeathToken)

@@ -141,6 +141,7 @@ bool Departure::move_run_in(PageRun run, bool protect) {
     if (copied.error != 0 && gone_for_good(copied.error)) return true;
     if (copied.error == EEXIST) done += kPageBytes;  // the program mapped something new there
   }
+  context_.uffd.wake({to, to + run.bytes()});  // whoever slept on a page that was skipped
   return done >= run.bytes();
 }
 
@@ -227,10 +228,10 @@ bool Arrival::publish_run(PageRun run, bool protect, PageMask& done) {
     auto pages = static_cast<std::uint32_t>(progress.done >> kPageShift);
     if (pages != 0 && left_slot) slot_->filled.reset({run.first, pages});
     if (pages == 0) {
-      if (progress.error == EEXIST || gone_for_good(progress.error))
-        pages = 1;
-      else
-        return false;
+      if (progress.error != EEXIST && !gone_for_good(progress.error)) return false;
+      // The program mapped something there itself. Whoever sleeps on the page's fault looks again.
+      pages = 1;
+      context_.uffd.wake({to, to + kPageBytes});
     }
     done.set({run.first, pages});
     run = {run.first + pages, run.count - pages};

@@ -57,27 +57,6 @@ Status check_not_lost(Context& context, ByteRange bytes) {
   });
 }
 
-Status begin_device_work(Context& context, DeviceIndex index, Device** out) {
-  Device* device = context.healthy(index);
-  if (device == nullptr)
-    return fail(UHMM_ERR_DEVICE_LOST, "device %u is lost: %s", index.processor(), context.slot(index).lost_reason);
-  // From here on the device counts as busy: mappings taken away are unmapped at once, and what is stale already is
-  // unmapped before the work's first instruction.
-  device->begin_work();
-  Status ready = attach_all(context, index);
-  if (ready.ok()) {
-    // Work that begins beside this may not start before what it found on the list is unmapped.
-    const std::scoped_lock lock(context.slot(index).flush_mutex);
-    ready = flush_stale(context, index);
-  }
-  if (!ready.ok()) {
-    device->end_work();
-    return ready;
-  }
-  *out = device;
-  return {};
-}
-
 Counts migrate(Context& context, const MigrateRequest& request) {
   Counts counts;
   const ByteRange pages = request.bytes.to_pages();
@@ -289,17 +268,23 @@ Status bring_home(Context& context, std::uint32_t only_device, uhmm_cause cause)
 Status bring_pool_home(Context& context, std::uint32_t pool) {
   const Operation operation(context);
   const DeviceIndex device{context.pools[pool].device};
-  Status status;
+  // By the blocks, not by the ranges: a range may have been given another pool while pages were on their way.
+  const auto uses_pool = [&](Block& block) {
+    const std::scoped_lock lock(block.mutex);
+    const BlockDevice* part = block.find_device(device);
+    return part != nullptr && part->pool == pool && part->allocated.any();
+  };
+  std::uint64_t failed = 0;
   for (const auto& [begin, range] : context.space.ranges()) {
-    if (range->pool.load() != pool) continue;
     for (VirtAddr at = range->pages.begin.block_floor(); at < range->pages.end; at = at + kBlockBytes) {
-      if (Block* block = context.space.find_block(at)) {
-        const Status evicted = evict_block(context, *block, device, UHMM_CAUSE_USER);
-        if (!evicted.ok()) status = fail(UHMM_ERR_DATA_LOST, "pages of the pool could not be brought back");
-      }
+      Block* block = context.space.find_block(at);
+      if (block == nullptr || !uses_pool(*block)) continue;
+      (void)evict_block(context, *block, device, UHMM_CAUSE_USER);
+      if (uses_pool(*block)) ++failed;
     }
   }
-  return status;
+  if (failed == 0) return {};
+  return fail(UHMM_ERR_NO_MEMORY, "pages of %lu blocks of the pool could not be brought back", failed);
 }
 
 }  // namespace uhmm::engine

@@ -52,8 +52,5 @@ Status bring_pool_home(Context& context, std::uint32_t pool);
 Status check_registered(Context& context, ByteRange bytes);
 // DATA_LOST when a page of the range is lost.
 Status check_not_lost(Context& context, ByteRange bytes);
-// The device is about to run something: announces it, makes every range reachable and unmaps what is stale. On success
-// the caller ends it with Device::end_work(). Address space lock held shared.
-Status begin_device_work(Context& context, DeviceIndex index, Device** device);
 
 }  // namespace uhmm::engine

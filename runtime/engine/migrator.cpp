@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/engine/migrator.hpp"
 
+#include <optional>
+
 #include "runtime/base/check.hpp"
 #include "runtime/engine/coherent.hpp"
 #include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/device_work.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/os/thread.hpp"
@@ -158,21 +161,12 @@ void commit_to(Block& block, PageEvent event, const PageMask& pages, DeviceIndex
   block.commit(want == Want::Exclusive ? PageEvent::MakeExclusive : event, pages, index);
 }
 
-// What the CPU maps in place on another device comes home before it can go on to this one.
-Outcome end_foreign_places(Context& context, const Segment& segment, const PageMask& pages, DeviceIndex index,
-                           uhmm_cause cause) {
-  PageMask foreign;
-  {
-    const std::scoped_lock lock(segment.block->mutex);
-    const BlockDevice* part = segment.block->find_device(index);
-    foreign = segment.block->in_place & pages;
-    if (part != nullptr && cause != UHMM_CAUSE_EXCLUSIVE) foreign -= part->resident;
-  }
-  if (foreign.none()) return {};
-  const Outcome home = to_system(context, segment, foreign, Want::Move, cause);
-  Outcome out;
-  out.status = home.status;
-  return out;
+// What the CPU maps in place and may not go on mapping: it comes home before it can go on to the device. Under the
+// block's lock.
+PageMask foreign_places(const Segment& segment, const PageMask& pages, DeviceIndex index, uhmm_cause cause) {
+  const BlockDevice* part = segment.block->find_device(index);
+  const PageMask foreign = segment.block->in_place & pages & PageMask::of(segment.run);
+  return part != nullptr && cause != UHMM_CAUSE_EXCLUSIVE ? foreign.minus(part->resident) : foreign;
 }
 
 }  // namespace
@@ -199,7 +193,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   const DeviceIndex index = request.device;
   const Want want = request.want;
   const uhmm_cause cause = request.cause;
-  Outcome out = end_foreign_places(context, segment, pages, index, cause);
+  Outcome out;
   Block& block = *segment.block;
   Range& range = *segment.range;
   const std::uint64_t started = os::now_ns();
@@ -208,10 +202,19 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
     out.status = armed.status();
     return out;
   }
-  BlockScope scope(context, segment);
+  std::optional<BlockScope> scope;
+  for (;;) {
+    scope.emplace(context, segment);
+    const PageMask foreign = foreign_places(segment, pages, index, cause);
+    if (foreign.none()) break;
+    // Taken from the CPU with the lock given up in between: only what is seen under the lock counts.
+    scope.reset();
+    out.status = to_system(context, segment, foreign, Want::Move, cause).status;
+    if (!out.status.ok()) return out;
+  }
   Device* device = context.healthy(index);
-  if (device == nullptr) {
-    out.status = fail(UHMM_ERR_DEVICE_LOST, "device %u is lost", index.processor());
+  if (device == nullptr || context.slot(index).shut.load()) {
+    out.status = unusable(context, index);
     return out;
   }
   if (range.closing.load()) {
@@ -225,6 +228,10 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   }
   if (part->allocated.none()) part->pool = budget.pool;
   if (part->pool != budget.pool) budget.pages = 0;
+  if (context.pools[part->pool].shut.load()) {
+    out.status = fail(UHMM_ERR_BUSY, "the pool of these pages is being destroyed");
+    return out;
+  }
 
   pages &= PageMask::of(segment.run);
   const PageMask lost = pages & block.lost;

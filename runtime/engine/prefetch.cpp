@@ -2,6 +2,7 @@
 #include "runtime/engine/prefetch.hpp"
 
 #include "runtime/base/arena.hpp"
+#include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/evictor.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/policy/fault_around.hpp"
@@ -29,7 +30,7 @@ void fetch(Fetch& job) {
       wanted.reset(segment.run.first);
       if (job.to_cpu)
         (void)to_system(context, segment, wanted, Want::Move, UHMM_CAUSE_PREFETCH_FAULT);
-      else if (context.healthy(job.device) != nullptr)
+      else if (attach(context, *segment.range, job.device).ok())  // a neighbour may be new to the device
         (void)migrate_to_device(context, segment, wanted, {job.device, job.want, UHMM_CAUSE_PREFETCH_FAULT, PageMask{}},
                                 pages);
       return Status{};

@@ -89,6 +89,11 @@ void map_again(Context& context, Block& block, DeviceIndex index, std::uint32_t 
                     part->writable.test(page) ? backend::MapAccess::ReadWrite : backend::MapAccess::Read);
 }
 
+void refuse_access(Device& device, VirtAddr address) {
+  // Where it fails the page is mapped by now: the kernel looks again.
+  if (!device.poison(page_at(address)).ok()) device.wake(page_at(address));
+}
+
 struct CpuService {
   Context& context;
   const os::UffdFault& fault;
@@ -213,14 +218,14 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
       device->wake(page_at(fault.address));  // out of metadata memory: not the kernel's fault, it tries again
     } else if (block == nullptr) {
       // Nothing the program manages: the kernel's access is an error.
-      if (device != nullptr) (void)device->poison(page_at(fault.address));
+      if (device != nullptr) refuse_access(*device, fault.address);
     } else {
       const Segment segment = segment_of(context, *range, *block);
       const std::uint32_t page = fault.address.page_in_block();
       const Look seen = look_at(*block, page);
       context.count(*range, Counter::DeviceFaults, 1);
       if (seen.kind == PageKind::Lost) {
-        (void)device->poison(page_at(fault.address));
+        refuse_access(*device, fault.address);
       } else {
         const policy::FaultWindow window =
             decide(context, range->device_locality, segment, page, kSmallestDeviceWindow);

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "runtime/base/arena.hpp"
+#include "runtime/engine/device_work.hpp"
 #include "runtime/engine/fault_service.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/os/thread.hpp"
@@ -32,16 +33,18 @@ Streams::Streams(Context& context)
     : context_(context), streams_(Arena::instance().resource()), fences_(Arena::instance().resource()) {}
 
 Streams::Created Streams::create_stream(DeviceIndex device) {
-  if (context_.slot(device).device == nullptr)
-    return {fail(UHMM_ERR_NO_DEVICE, "there is no device %u", device.processor()), 0};
-  if (context_.healthy(device) == nullptr)
-    return {fail(UHMM_ERR_DEVICE_LOST, "device %u is lost: %s", device.processor(), context_.slot(device).lost_reason),
-            0};
+  if (const Status there = with_device(context_, device, [](Device&) { return Status{}; }); !there.ok())
+    return {there, 0};
   Stream* stream = make_in_arena<Stream>();
   if (stream == nullptr) return {fail(UHMM_ERR_NO_MEMORY, "no memory for a stream"), 0};
   stream->streams = this;
   stream->device = device;
   const std::scoped_lock lock(mutex_);
+  // A device that is being removed has ended its streams.
+  if (refused_[device.value]) {
+    destroy_in_arena(stream);
+    return {fail(UHMM_ERR_BUSY, "device %u is being removed", device.processor()), 0};
+  }
   stream->id = next_id_++;
   try {
     streams_.emplace(stream->id, stream);
@@ -103,6 +106,19 @@ void Streams::end_streams(std::uint32_t device) {
   const std::scoped_lock lock(mutex_);
   for (auto& [id, fence] : fences_) release(fence);
   fences_.clear();
+}
+
+void Streams::refuse_streams(DeviceIndex device) {
+  {
+    const std::scoped_lock lock(mutex_);
+    refused_[device.value] = true;
+  }
+  end_streams(device.value);
+}
+
+void Streams::allow_streams(DeviceIndex device) {
+  const std::scoped_lock lock(mutex_);
+  refused_[device.value] = false;
 }
 
 void Streams::forget_threads() {
@@ -218,13 +234,7 @@ Status Streams::launch(std::uint64_t id, const backend::Launch& launch) {
     if (found == streams_.end()) return no_stream(id);
     device = found->second->device;
   }
-  {
-    const Operation operation(context_);
-    Device* healthy = context_.healthy(device);
-    if (healthy == nullptr)
-      return fail(UHMM_ERR_DEVICE_LOST, "device %u is lost: %s", device.processor(), context_.slot(device).lost_reason);
-    UHMM_TRY(healthy->check_kernel(launch.kernel));
-  }
+  UHMM_TRY(with_device(context_, device, [&](Device& healthy) { return healthy.check_kernel(launch.kernel); }));
   Op* op = make_in_arena<Op>();
   if (op != nullptr) {
     op->kind = Kind::Launch;
@@ -334,13 +344,9 @@ void Streams::execute(Stream& stream, Op& op) {
 
 Status Streams::run_launch(Stream& stream, const backend::Launch& launch) {
   const std::uint64_t started = os::now_ns();
-  Device* device = nullptr;
-  context_.slot(stream.device).paused.wait(true);
-  {
-    const Operation operation(context_);
-    UHMM_TRY(begin_device_work(context_, stream.device, &device));
-  }
   // Removing a device waits for its streams: it stays while this runs.
+  Device* device = nullptr;
+  UHMM_TRY(begin_device_work(context_, stream.device, &device));
   Status status;
   Result<backend::Ticket> ticket = device->launch(launch);
   status = ticket.ok() ? device->wait(*ticket) : ticket.status();

@@ -53,6 +53,9 @@ class Streams {
 
   // Ends all streams of a device (kMaxDevices: of all), after their work.
   void end_streams(std::uint32_t device);
+  // The device goes: its streams end, and none begins until allow_streams().
+  void refuse_streams(DeviceIndex device);
+  void allow_streams(DeviceIndex device);
   void forget_threads();
 
  private:
@@ -93,6 +96,7 @@ class Streams {
   RankedMutex<LockRank::StreamTable> mutex_;
   StreamMap streams_;
   FenceMap fences_;
+  std::array<bool, kMaxDevices> refused_{};
   std::uint64_t next_id_ = 1;
 };
 

@@ -86,9 +86,16 @@ void EventLoop::handle(const io_uring_cqe& cqe, std::span<std::uint32_t> tokens,
   if ((cqe.flags & IORING_CQE_F_MORE) == 0) watches_[slot].armed = false;
   if (slot == kNotifySlot) {
     drain_notification();
-  } else if (*stored < tokens.size()) {
-    tokens[(*stored)++] = watches_[slot].token;
+  } else {
+    store(watches_[slot].token, tokens, stored);
   }
+}
+
+void EventLoop::store(std::uint32_t token, std::span<std::uint32_t> tokens, std::size_t* stored) {
+  // Once each: a descriptor that reports often must not crowd out one that reports once.
+  for (std::size_t i = 0; i < *stored; ++i)
+    if (tokens[i] == token) return;
+  if (*stored < tokens.size()) tokens[(*stored)++] = token;
 }
 
 std::size_t EventLoop::wait(std::span<std::uint32_t> tokens) {
@@ -107,8 +114,8 @@ std::size_t EventLoop::wait(std::span<std::uint32_t> tokens) {
       if (polls[i].revents == 0) continue;
       if (slots[i] == kNotifySlot) {
         drain_notification();
-      } else if (stored < tokens.size()) {
-        tokens[stored++] = watches_[slots[i]].token;
+      } else {
+        store(watches_[slots[i]].token, tokens, &stored);
       }
     }
     return stored;

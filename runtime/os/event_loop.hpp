@@ -33,8 +33,9 @@ class EventLoop {
   Status watch(int fd, std::uint32_t token);
   void unwatch(std::uint32_t token);
 
-  // Sleep until a watched descriptor may be readable or notify() was called. Stores tokens (duplicates possible) and
-  // returns how many; 0 after notify() alone. A token means "look": there may be nothing to read.
+  // Sleep until a watched descriptor may be readable or notify() was called. Stores tokens, each once,
+  // and returns how many; 0 after notify() alone. A token means "look": there may be nothing to
+  // read. Room for kMostDescriptors tokens is enough for all.
   std::size_t wait(std::span<std::uint32_t> tokens);
   // Wake the loop, now or at its next wait(). Any thread; async-signal-safe.
   void notify();
@@ -48,6 +49,7 @@ class EventLoop {
   };
   void arm(std::size_t slot);
   void handle(const io_uring_cqe& cqe, std::span<std::uint32_t> tokens, std::size_t* stored);
+  static void store(std::uint32_t token, std::span<std::uint32_t> tokens, std::size_t* stored);
   void drain_notification();
 
   std::array<Watch, kMostDescriptors> watches_;

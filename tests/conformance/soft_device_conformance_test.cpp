@@ -22,12 +22,13 @@ namespace {
 
 using backend::MapAccess;
 
-backend::Device* create_soft(std::uint64_t latency_ns = 0, std::uint64_t bytes_per_sec = 0) {
+backend::Device* create_soft(std::uint64_t latency_ns = 0, std::uint64_t bytes_per_sec = 0, bool use_poison = true) {
   soft::Options options;
   std::snprintf(options.name, sizeof(options.name), "soft0");
   options.workers = 3;
   options.link_latency_ns = latency_ns;
   options.link_bytes_per_sec = bytes_per_sec;
+  options.use_poison = use_poison;
   return soft::create(options);
 }
 
@@ -207,6 +208,32 @@ TEST_P(SoftDevice, OutputOfKernelsAppearsAndOutputOfTheProgramAppearsOnce) {
 const auto kSoft = testing::Values(DeviceFactory{"soft", [] { return create_soft(); }, soft::destroy});
 INSTANTIATE_TEST_SUITE_P(Soft, DeviceConformance, kSoft, test_name);
 INSTANTIATE_TEST_SUITE_P(Soft, SoftDevice, kSoft, test_name);
+
+// Kernels before 6.6, where a page can't be poisoned: its mapping goes.
+const auto kOld = testing::Values(DeviceFactory{"old_kernel", [] { return create_soft(0, 0, false); }, soft::destroy});
+class OldKernel : public SoftDevice {};
+void read_word(const uhmm_kernel_item*, void* raw) {
+  (void)*static_cast<volatile std::uint64_t*>(static_cast<const KernelArgs*>(raw)->data);
+}
+INSTANTIATE_TEST_SUITE_P(Soft, OldKernel, kOld, test_name);
+
+TEST_P(OldKernel, PoisonEndsAKernelThatSleepsInAFaultThere) {
+  auto sleeper = launch(read_word, {words(4), 0, 0});
+  ASSERT_TRUE(sleeper.ok()) << last_detail();
+  pollfd faults{device_->fault_fd(), POLLIN, 0};
+  ASSERT_EQ(poll(&faults, 1, -1), 1);
+  ASSERT_TRUE(device_->poison(pages(4, 1)).ok()) << last_detail();
+  EXPECT_EQ(device_->wait(*sleeper).code(), UHMM_ERR_KERNEL_FAILED);
+  const std::string reason = death();
+  EXPECT_NE(reason.find("SIGSEGV"), std::string::npos) << reason;
+
+  // Started anew it has the page again.
+  device_->close();
+  ASSERT_TRUE(device_->open().ok()) << last_detail();
+  attach();
+  fill(4, 1, 3, MapAccess::ReadWrite);
+  EXPECT_TRUE(run(read_word, {words(4), 0, 0}).ok()) << last_detail();
+}
 
 // Runs `helper` in a forked process that owns a device, and returns that device's process id.
 template <typename Helper>

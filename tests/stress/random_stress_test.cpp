@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Everything at once against a shadow copy. Memory is cut into slots of 64 bytes; each slot belongs to one thread,
 // which alone writes it (itself or through its own kernels), so the shadow is exact although pages are fought over by
-// all. UHMM_STRESS_SECONDS sets the length (default 4 for each variant), UHMM_TEST_SEED repeats a run.
+// all. In the second half of the time the runtime is shaken (inject.hpp). UHMM_STRESS_SECONDS sets the length (default
+// 4 for each variant), UHMM_TEST_SEED repeats a run.
 #include <unistd.h>
 
 #include <chrono>
 #include <thread>
 
+#include "runtime/base/inject.hpp"
 #include "tests/support/runtime.hpp"
 #include "tests/support/seed.hpp"
 
@@ -210,8 +212,13 @@ TEST_P(RandomStress, EveryByteIsRight) {
   const auto length = std::chrono::seconds(wanted != nullptr ? std::atoi(wanted) : 4);
   std::vector<std::thread> threads;
   for (std::uint32_t i = 0; i < kThreads; ++i) threads.emplace_back([this, i, base_seed] { act(i, base_seed + i); });
+  const auto half = std::chrono::steady_clock::now() + length / 2;
   const auto until = std::chrono::steady_clock::now() + length;
-  while (std::chrono::steady_clock::now() < until && !HasFailure()) {
+  for (bool shaken = false; std::chrono::steady_clock::now() < until && !HasFailure();) {
+    if (!shaken && std::chrono::steady_clock::now() >= half) {
+      inject::shake(static_cast<std::uint32_t>(base_seed));
+      shaken = true;
+    }
     const uhmm_stats now = stats();
     EXPECT_EQ(now.pages_lost, 0u);
     std::this_thread::yield();
@@ -219,6 +226,7 @@ TEST_P(RandomStress, EveryByteIsRight) {
   }
   stop_.store(true);
   for (std::thread& thread : threads) thread.join();
+  inject::stop_shaking();
 
   for (const Piece& piece : pieces_) {
     for (std::size_t i = 0; i < piece.slots; ++i) ASSERT_EQ(*piece.slot(i), piece.shadow[i]) << "slot " << i;

@@ -68,5 +68,15 @@ TEST_F(Inject, names_are_distinct) {
   EXPECT_STREQ(name(Point::kCount), "?");
 }
 
+TEST_F(Inject, shaking_fails_nothing_and_counts_as_before) {
+  shake(7);
+  for (int i = 0; i < 200; ++i) ASSERT_FALSE(should_fail(Point::MoveIn));
+  arm(Point::MoveIn, 2);
+  EXPECT_FALSE(should_fail(Point::MoveIn));
+  EXPECT_TRUE(should_fail(Point::MoveIn));
+  stop_shaking();
+  EXPECT_FALSE(should_fail(Point::MoveIn));
+}
+
 }  // namespace
 }  // namespace uhmm::inject

@@ -8,7 +8,7 @@ install(TARGETS uhmm EXPORT uhmmTargets
 install(DIRECTORY include/uhmm DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}
   FILES_MATCHING PATTERN "*.h" PATTERN "*.hpp")
 
-foreach(section 3 7)
+foreach(section 1 3 7)
   file(GLOB man_pages CONFIGURE_DEPENDS docs/man/*.${section})
   if(man_pages)
     install(FILES ${man_pages} DESTINATION ${CMAKE_INSTALL_MANDIR}/man${section})

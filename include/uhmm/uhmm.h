@@ -11,7 +11,7 @@
  *  - Results: UHMM_OK is 0, everything else is an error. uhmm_error_detail() then holds a sentence for the calling
  *    thread. A failed call has changed nothing, except where "Partial success" is documented.
  *  - Every call returns UHMM_ERR_NOT_INITIALIZED before uhmm_init and after uhmm_shutdown, and UHMM_ERR_FORKED in a
- *    child made by fork(): the child owns plain copies of the memory and no devices.
+ *    child made by fork(): the child owns plain copies of the memory and no devices, until it calls uhmm_init itself.
  *  - Every call that works on memory, devices or streams may return UHMM_ERR_NO_MEMORY (no system memory for the
  *    runtime's records, or for pages that should come home); it has then changed nothing more than its counts say.
  *  - Structs begin with `size`. Set it to sizeof the struct (the *_INIT macros do); a newer library reads what an
@@ -119,7 +119,8 @@ typedef struct uhmm_config {
  * Start the runtime: service threads and devices. `config` may be NULL (all defaults).
  * Errors: ALREADY (running); CONFIG (a field or variable out of range; the detail names it and the range);
  * NOT_SUPPORTED (no userfaultfd: the detail says why and what helps); PERMISSION; NO_MEMORY; SYSTEM.
- * After uhmm_shutdown it may be called again.
+ * After uhmm_shutdown it may be called again, and so it may in a child made by fork() whose parent runs: it starts a
+ * runtime of the child's own, with no range registered. FORKED: called by a kernel.
  */
 UHMM_API uhmm_status uhmm_init(const uhmm_config* config);
 /*

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <memory>
 #include <memory_resource>
 #include <mutex>
 #include <new>
@@ -114,7 +115,6 @@ class Allocator {
 
 // One per run of the runtime; never destroyed, since its blocks stay readable.
 std::atomic<Allocator*> current{nullptr};
-std::mutex creation;
 
 // Null when nothing was allocated since the runtime started.
 Allocator* existing() {
@@ -123,14 +123,13 @@ Allocator* existing() {
 }
 
 Allocator& instance() {
-  if (Allocator* allocator = existing()) return *allocator;
-  const std::scoped_lock lock(creation);
-  if (existing() == nullptr) {
-    auto* fresh = new Allocator;
+  // No lock: a child of fork() might find it taken for ever.
+  for (;;) {
+    if (Allocator* allocator = existing()) return *allocator;
+    auto fresh = std::make_unique<Allocator>();
     fresh->previous = current.load();
-    current.store(fresh, std::memory_order_release);
+    if (existing() == nullptr && current.compare_exchange_strong(fresh->previous, fresh.get())) return *fresh.release();
   }
-  return *existing();
 }
 
 void* Regions::do_allocate(std::size_t bytes, std::size_t alignment) {

@@ -68,17 +68,25 @@ Status acquire(Runtime& rt, ByteRange bytes, std::uint32_t processor, uhmm_acces
     UHMM_TRY(counts.status);
     if (counts.done.skipped != 0) return fail(UHMM_ERR_DATA_LOST, "%lu pages are lost", counts.done.skipped);
   } else {
+    // Held first: what has come is not evicted for what comes after it.
+    const DeviceIndex device{processor - 1};
+    UHMM_TRY(engine::hold(rt.context, bytes, device, true));
     if (access == UHMM_ACCESS_WRITE) {
-      UHMM_TRY(acquire_for_write(rt, bytes, processor, counts));
+      (void)acquire_for_write(rt, bytes, processor, counts);
     } else {
       const Want want = access == UHMM_ACCESS_READ ? Want::Duplicate : Want::Move;
       counts = engine::migrate(rt.context, {bytes, processor, want, UHMM_CAUSE_ACQUIRE});
-      UHMM_TRY(counts.status);
     }
-    if (counts.done.skipped != 0)
-      return fail(UHMM_ERR_DEVICE_FULL, "%lu of %lu pages do not fit or are pinned", counts.done.skipped,
-                  counts.requested);
-    UHMM_TRY(engine::hold(rt.context, bytes, DeviceIndex{processor - 1}, true));
+    Status status = counts.status;
+    if (status.ok() && counts.done.skipped != 0)
+      status = fail(UHMM_ERR_DEVICE_FULL, "%lu of %lu pages do not fit or are pinned", counts.done.skipped,
+                    counts.requested);
+    if (!status.ok()) {
+      char detail[kDetailBytes];
+      save_detail(detail);
+      (void)engine::hold(rt.context, bytes, device, false);
+      return fail(status.code(), "%s", detail);
+    }
   }
   rt.acquired.push_back({bytes, processor, access});
   return {};

@@ -21,22 +21,32 @@ std::atomic<State> state{State::Off};
 Runtime* runtime = nullptr;
 
 void prepare_fork() {
-  if (os::spawning_in_this_thread() || state.load() != State::On) return;
-  runtime->before_fork();
+  if (os::spawning_in_this_thread()) return;
+  if (state.load() == State::On) runtime->before_fork();
+  // After that: this thread's stack is at home and stays there.
+  Arena::instance().lock_for_fork();
 }
 void parent_after_fork() {
-  if (os::spawning_in_this_thread() || state.load() != State::On) return;
-  runtime->after_fork_in_parent();
+  if (os::spawning_in_this_thread()) return;
+  Arena::instance().unlock_after_fork();
+  if (state.load() == State::On) runtime->after_fork_in_parent();
 }
 void child_after_fork() {
   if (os::spawning_in_this_thread()) return;
+  Arena::instance().unlock_after_fork();
   if (state.load() == State::On) runtime->after_fork_in_child();
-  if (state.load() != State::Off) state.store(State::Forked);
+  if (state.load() == State::Off) return;
+  // The parent's runtime is left where it is: its locks may be held by threads that are not here.
+  runtime = nullptr;
+  runtime_epoch.fetch_add(1);
+  log::forget_after_fork();
+  os::forget_thread_id();
+  state.store(State::Forked);
 }
 
 void install_fork_handlers() {
-  static std::once_flag once;
-  std::call_once(once, [] { pthread_atfork(prepare_fork, parent_after_fork, child_after_fork); });
+  static std::atomic<bool> installed{false};
+  if (!installed.exchange(true)) pthread_atfork(prepare_fork, parent_after_fork, child_after_fork);
 }
 
 void destroy_soft(backend::Device* device) { soft::destroy(device); }
@@ -149,13 +159,19 @@ void Runtime::after_fork_in_child() {
   notifier.forget_thread();
   for (engine::DeviceSlot& slot : context.slots)
     if (slot.device != nullptr) slot.device->abandon_after_fork();
+  // Descriptors of the parent's memory, of no use here. Its mappings stay its own: they are not inherited.
+  context.uffd.close();
+  context.process.close();
+  engine::WorkerPool::leave_runtime_thread();
 }
 
 Runtime* running(uhmm_status* why) {
   const State now = state.load(std::memory_order_acquire);
   if (now == State::On && !os::in_device_process()) return runtime;
   if (now == State::Forked || os::in_device_process())
-    *why = fail(UHMM_ERR_FORKED, "this process was forked from one that uses uhmm: it has plain copies of the memory")
+    *why = fail(UHMM_ERR_FORKED,
+                "this process was forked from one that uses uhmm: it has plain copies of the memory, and uhmm_init "
+                "starts a runtime of its own")
                .code();
   else
     *why = fail(UHMM_ERR_NOT_INITIALIZED, "uhmm_init was not called, failed, or uhmm_shutdown was called").code();
@@ -189,11 +205,10 @@ uhmm_status uhmm_init(const uhmm_config* config) {
   return api::barrier([&]() -> Status {
     if (os::in_device_process()) return fail(UHMM_ERR_FORKED, "a kernel can't start the runtime");
     State expected = State::Off;
-    if (!api::state.compare_exchange_strong(expected, State::Starting)) {
-      if (expected == State::Forked)
-        return fail(UHMM_ERR_FORKED, "this process was forked from one that uses uhmm; exec a program to start anew");
+    State forked = State::Forked;
+    if (!api::state.compare_exchange_strong(expected, State::Starting) &&
+        !api::state.compare_exchange_strong(forked, State::Starting))
       return fail(UHMM_ERR_ALREADY, "the runtime is running, starting or stopping");
-    }
     Result<uhmm_config> resolved = api::resolve_config(config);
     Status status = resolved.status();
     if (status.ok()) {

@@ -19,6 +19,9 @@ class Arena {
   void deallocate(void* pointer, std::size_t bytes, std::size_t alignment = alignof(std::max_align_t)) noexcept;
   // Bytes handed out and not returned.
   std::size_t bytes_in_use() const noexcept;
+  // Around fork(): nobody is inside while the process is copied.
+  void lock_for_fork();
+  void unlock_after_fork();  // in the parent and in the child
   // For standard containers with std::pmr; its allocate throws std::bad_alloc.
   std::pmr::memory_resource* resource() noexcept;
 };

@@ -118,6 +118,14 @@ void stop() {
   consumer().join();
 }
 
+void forget_after_fork() {
+  consumer().forget();
+  for (Record& record : records) record.turn.store(0, std::memory_order_relaxed);
+  tail.store(0, std::memory_order_relaxed);
+  head = 0;
+  dropped.store(0, std::memory_order_relaxed);
+}
+
 void write(Level level, const char* format, ...) {
   if (level < threshold.load(std::memory_order_relaxed)) return;
   // Formatted before a place is claimed, so that a slow writer holds nobody up.

@@ -11,6 +11,8 @@ enum class Level : unsigned char { Debug, Info, Warning, Error, Off };
 // stderr. Records written before start() are kept. stop() drains.
 void start(Level level);
 void stop();
+// In a forked child: the thread is not there, and what others were writing is forgotten.
+void forget_after_fork();
 void write(Level level, const char* format, ...) __attribute__((format(printf, 2, 3)));
 
 }  // namespace uhmm::log

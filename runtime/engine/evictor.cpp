@@ -34,7 +34,7 @@ void free_retained(Context& context, Block& block, DeviceIndex index) {
 void age_one(Context& context, DeviceIndex index, std::uint32_t pool, ByteRange avoid) {
   state::DeviceMemory& memory = context.slot(index).memory;
   BlockDevice* part = policy::choose_for_aging(memory, pool, [&](const BlockDevice& candidate) {
-    return !avoid.contains(candidate.block->base) && candidate.holds == 0;
+    return !avoid.contains(candidate.block->base) && candidate.holds.load() == 0;
   });
   if (part == nullptr) return;
   const std::scoped_lock lock(part->block->mutex);
@@ -86,8 +86,8 @@ Status Reservation::obtain(Budget need, ByteRange avoid) {
     }
     BlockDevice* victim = nullptr;
     if (passed_over < kMostPassedOver) {
-      victim = policy::choose_victim(memory, need.pool,
-                                     [&](const BlockDevice& part) { return elsewhere(part) && part.holds == 0; });
+      victim = policy::choose_victim(
+          memory, need.pool, [&](const BlockDevice& part) { return elsewhere(part) && part.holds.load() == 0; });
     }
     if (victim != nullptr) {
       if (!pinned(context_, *victim->block) && evict_block(context_, *victim->block, device_, UHMM_CAUSE_EVICTION).ok())

@@ -53,7 +53,10 @@ void FaultService::stop() {
 }
 
 void FaultService::forget_threads() {
-  for (std::uint32_t i = 0; i < count_; ++i) workers_[i].thread.forget();
+  for (std::uint32_t i = 0; i < count_; ++i) {
+    workers_[i].thread.forget();
+    workers_[i].loop.close();
+  }
   count_ = 0;
 }
 

@@ -2,6 +2,7 @@
 #include "runtime/engine/memory_calls.hpp"
 
 #include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/device_work.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/pool_calls.hpp"
 
@@ -177,8 +178,15 @@ Counts make_exclusive(Context& context, ByteRange bytes, DeviceIndex device) {
 Status hold(Context& context, ByteRange bytes, DeviceIndex device, bool on) {
   const Operation operation(context);
   if (on && !context.space.covers(bytes)) return not_registered(bytes);
-  // Per block: the part that the device has of it. Blocks exist, since something of them is resident.
+  if (on && context.healthy(device) == nullptr) return unusable(context, device);
+  // Per block: the part that the device has of it, or will have.
   const BlockList blocks{bytes.to_pages()};
+  for (std::uint32_t i = 0; on && i < blocks.count(); ++i) {
+    Block* block = context.space.block(blocks.part(i).begin);
+    if (block == nullptr) return fail(UHMM_ERR_NO_MEMORY, "no memory for a block's metadata");
+    const std::scoped_lock lock(block->mutex);
+    if (block->device(device) == nullptr) return fail(UHMM_ERR_NO_MEMORY, "no memory for a block's metadata");
+  }
   for (std::uint32_t i = 0; i < blocks.count(); ++i) {
     Block* block = context.space.find_block(blocks.part(i).begin);
     if (block == nullptr) continue;
@@ -186,9 +194,9 @@ Status hold(Context& context, ByteRange bytes, DeviceIndex device, bool on) {
     BlockDevice* part = block->find_device(device);
     if (part == nullptr) continue;
     if (on)
-      ++part->holds;
-    else if (part->holds != 0)
-      --part->holds;
+      part->holds.fetch_add(1);
+    else if (part->holds.load() != 0)
+      part->holds.fetch_sub(1);
   }
   for (VirtAddr at = bytes.begin; at < bytes.end;) {
     Range* range = context.space.find_byte(at);

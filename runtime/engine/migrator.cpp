@@ -409,6 +409,8 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
     out.there = (pages.minus(block.lost).minus(away)).count();
     for (BlockDevice* part : block.devices) {
       if (part == nullptr) continue;
+      // Acquired since it was chosen.
+      if (cause == UHMM_CAUSE_EVICTION && part->holds.load() != 0) continue;
       const DeviceIndex index{part->device};
       const PageMask theirs = part->resident & away;
       if (theirs.none()) continue;

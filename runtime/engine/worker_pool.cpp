@@ -15,6 +15,7 @@ thread_local bool runtime_thread = false;
 }  // namespace
 
 void WorkerPool::enter_runtime_thread() { runtime_thread = true; }
+void WorkerPool::leave_runtime_thread() { runtime_thread = false; }
 bool WorkerPool::on_runtime_thread() { return runtime_thread; }
 
 Status WorkerPool::start(std::uint32_t threads) {

@@ -48,6 +48,8 @@ class WorkerPool {
 
   // Marks the calling thread as one of the runtime's: its stack is never managed.
   static void enter_runtime_thread();
+  // In a forked child: whichever thread called fork() is the program's only one.
+  static void leave_runtime_thread();
   static bool on_runtime_thread();
 
  private:

@@ -32,10 +32,16 @@ void pin_thread(int cpu) {
   (void)pthread_setaffinity_np(pthread_self(), sizeof(set), &set);
 }
 
+namespace {
+thread_local std::uint32_t own_id = 0;
+}  // namespace
+
 std::uint32_t thread_id() {
-  static thread_local const auto id = static_cast<std::uint32_t>(syscall(SYS_gettid));
-  return id;
+  if (own_id == 0) own_id = static_cast<std::uint32_t>(syscall(SYS_gettid));
+  return own_id;
 }
+
+void forget_thread_id() { own_id = 0; }
 
 std::uint64_t now_ns() {
   timespec now{};

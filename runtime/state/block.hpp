@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <atomic>
 #include <cstdint>
 
 #include "runtime/base/lock.hpp"
@@ -28,8 +29,9 @@ struct BlockDevice {
 
   Block* block = nullptr;
   std::uint32_t device = 0;
-  std::uint32_t pool = 0;     // index of the pool that pays for the allocated pages
-  std::uint32_t holds = 0;    // acquires: not evicted while > 0
+  std::uint32_t pool = 0;  // index of the pool that pays for the allocated pages
+  // Acquires: not evicted while > 0. Written under the block's lock, and looked at without it too.
+  std::atomic<std::uint32_t> holds{0};
   bool stale_listed = false;  // waits for its stale entries to be unmapped before the next launch
   BlockDevice* next_stale = nullptr;
   MemoryList list = MemoryList::None;

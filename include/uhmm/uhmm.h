@@ -96,6 +96,18 @@ UHMM_API const char* uhmm_version_string(void);
 #define UHMM_CONFIG_COHERENT 0x4u
 
 /*
+ * How the runtime learns of CPU faults: the rungs of a ladder, best first. AUTO takes the first that this process may
+ * use, and uhmm_get_config tells which that was; a rung that is named is taken or uhmm_init fails.
+ */
+typedef enum uhmm_fault_rung {
+  UHMM_FAULTS_AUTO = 0,
+  UHMM_FAULTS_SYSCALL = 1,  /* userfaultfd(2): root, CAP_SYS_PTRACE, or the sysctl vm.unprivileged_userfaultfd=1 */
+  UHMM_FAULTS_DEVICE = 2,   /* /dev/userfaultfd: whoever may open it */
+  UHMM_FAULTS_USER_MODE = 3 /* userfaultfd(2) for everybody: a system call that gets a pointer into memory that is on
+                               a device fails with EFAULT; plain loads and stores work as ever */
+} uhmm_fault_rung;
+
+/*
  * Configuration. Zero in a field means its default. Environment variables, where set, override the struct.
  * Each is one setting with one default; docs/tuning.md lists them with ranges. What goes to stderr is set by the
  * environment alone: debug, info, warning, error or off (env UHMM_LOG=warning).
@@ -111,14 +123,17 @@ typedef struct uhmm_config {
   uint64_t fault_around;       /* most bytes brought by one fault, 4 KiB..2 MiB, default 2 MiB (UHMM_FAULT_AROUND) */
   uint64_t link_latency_ns;    /* soft link model: added per copy, default 0 = off (UHMM_LINK_LATENCY_NS) */
   uint64_t link_bytes_per_sec; /* soft link model: limit, default 0 = off (UHMM_LINK_BANDWIDTH) */
+  uint32_t fault_rung;         /* uhmm_fault_rung; as words auto, syscall, device, user-mode (UHMM_FAULTS=auto) */
+  uint32_t reserved;           /* 0 */
 } uhmm_config;
 #define UHMM_CONFIG_INIT \
-  { sizeof(uhmm_config), 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  { sizeof(uhmm_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /*
  * Start the runtime: service threads and devices. `config` may be NULL (all defaults).
  * Errors: ALREADY (running); CONFIG (a field or variable out of range; the detail names it and the range);
- * NOT_SUPPORTED (no userfaultfd: the detail says why and what helps); PERMISSION; NO_MEMORY; SYSTEM.
+ * NOT_SUPPORTED (no userfaultfd: the detail says why and what helps); PERMISSION (the same, or fault_rung names a rung
+ * that this process may not use); NO_MEMORY; SYSTEM.
  * After uhmm_shutdown it may be called again, and so it may in a child made by fork() whose parent runs: it starts a
  * runtime of the child's own, with no range registered. FORKED: called by a kernel.
  */

@@ -67,6 +67,26 @@ Status read_switch(const char* name, const char* off, const char* on, std::uint3
   return {};
 }
 
+struct Rung {
+  const char* name;
+  uhmm_fault_rung rung;
+};
+constexpr Rung kRungs[] = {{"auto", UHMM_FAULTS_AUTO},
+                           {"syscall", UHMM_FAULTS_SYSCALL},
+                           {"device", UHMM_FAULTS_DEVICE},
+                           {"user-mode", UHMM_FAULTS_USER_MODE}};
+
+Status read_rung(std::uint32_t* rung) {
+  const char* text = environment("UHMM_FAULTS");
+  if (text == nullptr) return {};
+  for (const Rung& known : kRungs) {
+    if (std::strcmp(text, known.name) != 0) continue;
+    *rung = known.rung;
+    return {};
+  }
+  return fail(UHMM_ERR_CONFIG, "UHMM_FAULTS=%s is none of auto, syscall, device, user-mode", text);
+}
+
 template <typename Field>
 Status settle(const char* field, const char* name, const char* unit, bool use_environment, Field* value,
               std::uint64_t fallback, std::uint64_t smallest, std::uint64_t largest) {
@@ -110,7 +130,12 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
   if (use_environment) {
     UHMM_TRY(read_switch("UHMM_NO_MOVE", "0", "1", UHMM_CONFIG_NO_MOVE, &config.flags));
     UHMM_TRY(read_switch("UHMM_SOFT_KIND", "private", "coherent", UHMM_CONFIG_COHERENT, &config.flags));
+    UHMM_TRY(read_rung(&config.fault_rung));
   }
+  if (config.fault_rung > UHMM_FAULTS_USER_MODE || config.reserved != 0)
+    return fail(UHMM_ERR_CONFIG, "uhmm_config.%s = %u is out of range",
+                config.reserved != 0 ? "reserved" : "fault_rung",
+                config.reserved != 0 ? config.reserved : config.fault_rung);
 #define UHMM_X(field, name, fallback, smallest, largest, unit) \
   UHMM_TRY(settle("uhmm_config." #field, name, unit, use_environment, &config.field, fallback, smallest, largest));
   UHMM_SETTING_LIST(UHMM_X)

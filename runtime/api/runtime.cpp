@@ -62,9 +62,11 @@ Runtime::Runtime()
 
 Status Runtime::start(const uhmm_config& config) {
   context.config = config;
-  Result<os::Userfaultfd> uffd = os::Userfaultfd::open();
+  static_assert(static_cast<std::uint32_t>(os::Rung::UserMode) == UHMM_FAULTS_USER_MODE);
+  Result<os::Userfaultfd> uffd = os::Userfaultfd::open(static_cast<os::Rung>(config.fault_rung));
   if (!uffd.ok()) return uffd.status();
   context.uffd = std::move(*uffd);
+  context.config.fault_rung = static_cast<std::uint32_t>(context.uffd.rung());
   if (!context.uffd.features().write_protect && !context.uffd.features().move)
     return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd has neither write protection (5.7) nor MOVE (6.8)");
   context.use_move = context.uffd.features().move && (config.flags & UHMM_CONFIG_NO_MOVE) == 0;
@@ -74,6 +76,8 @@ Status Runtime::start(const uhmm_config& config) {
     UHMM_TRY(context.staging.open(context.uffd, config.staging_memory, workers + config.service_threads + 8));
   UHMM_TRY(context.workers.start(workers));
   UHMM_TRY(faults.start(config.service_threads));
+  constexpr const char* kRungText[] = {"?", "userfaultfd(2)", "/dev/userfaultfd", "userfaultfd(2), user mode only"};
+  log::write(log::Level::Info, "CPU faults come by %s", kRungText[context.config.fault_rung]);
   if (!context.uffd.features().kernel_mode)
     log::write(log::Level::Warning,
                "only user-mode faults are served here: system calls on device-resident buffers fail with EFAULT (give "
@@ -115,17 +119,20 @@ Status Runtime::add_device(const uhmm_device_desc& desc, std::uint32_t* processo
 }
 
 Status Runtime::stop() {
-  Status status = context.workers.call([this]() -> Status {
-    const std::scoped_lock lock(lifecycle);
-    streams.end_streams(kMaxDevices);
-    Status result = engine::unregister_all(context);
-    for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
-      if (context.slots[i].device == nullptr) continue;
-      const Status removed = devices.remove(DeviceIndex{i});
-      if (result.ok()) result = removed;
-    }
-    return result;
-  });
+  // A start that failed before there were workers has nothing to bring back, and nobody to do it.
+  Status status;
+  if (context.workers.thread_count() != 0)
+    status = context.workers.call([this]() -> Status {
+      const std::scoped_lock lock(lifecycle);
+      streams.end_streams(kMaxDevices);
+      Status result = engine::unregister_all(context);
+      for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
+        if (context.slots[i].device == nullptr) continue;
+        const Status removed = devices.remove(DeviceIndex{i});
+        if (result.ok()) result = removed;
+      }
+      return result;
+    });
   notifier.stop();
   faults.stop();
   context.workers.stop();

@@ -48,19 +48,29 @@ const unsigned long kMoveRequest = _IOWR(UFFDIO, 0x05, MoveArgs);
 const unsigned long kPoisonRequest = _IOWR(UFFDIO, 0x08, PoisonArgs);
 constexpr std::uint64_t kContinueWriteProtected = 2;
 
-int open_raw(bool* kernel_mode) {
-  const int flags = O_CLOEXEC | O_NONBLOCK;
-  *kernel_mode = true;
-  int fd = static_cast<int>(syscall(SYS_userfaultfd, flags));
-  if (fd >= 0 || errno != EPERM) return fd;
+int open_rung(Rung rung) {
+  constexpr int kFlags = O_CLOEXEC | O_NONBLOCK;
+  if (rung == Rung::SystemCall) return static_cast<int>(syscall(SYS_userfaultfd, kFlags));
+  if (rung == Rung::UserMode) return static_cast<int>(syscall(SYS_userfaultfd, kFlags | UFFD_USER_MODE_ONLY));
   const int device = ::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-  if (device >= 0) {
-    fd = ioctl(device, USERFAULTFD_IOC_NEW, flags);
-    ::close(device);
-    if (fd >= 0) return fd;
+  if (device < 0) return -1;
+  const int fd = ioctl(device, USERFAULTFD_IOC_NEW, kFlags);
+  const int error = errno;
+  ::close(device);
+  errno = error;
+  return fd;
+}
+
+// -1 with errno; *rung becomes the one that it was.
+int open_raw(Rung* rung) {
+  if (*rung != Rung::Any) return open_rung(*rung);
+  for (const Rung next : {Rung::SystemCall, Rung::DeviceFile, Rung::UserMode}) {
+    const int fd = open_rung(next);
+    if (fd >= 0) *rung = next;
+    // No lower rung helps where the kernel has none, or is out of descriptors.
+    if (fd >= 0 || next == Rung::UserMode || (next == Rung::SystemCall && errno != EPERM)) return fd;
   }
-  *kernel_mode = false;
-  return static_cast<int>(syscall(SYS_userfaultfd, flags | UFFD_USER_MODE_ONLY));
+  return -1;
 }
 
 int handshake(int fd, std::uint64_t wanted, std::uint64_t* offered) {
@@ -117,13 +127,14 @@ Progress repeat(std::uint64_t bytes, Step&& step) {
 }  // namespace
 
 Userfaultfd::Userfaultfd(Userfaultfd&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), features_(other.features_) {}
+    : fd_(std::exchange(other.fd_, -1)), features_(other.features_), rung_(other.rung_) {}
 
 Userfaultfd& Userfaultfd::operator=(Userfaultfd&& other) noexcept {
   if (this != &other) {
     close();
     fd_ = std::exchange(other.fd_, -1);
     features_ = other.features_;
+    rung_ = other.rung_;
   }
   return *this;
 }
@@ -137,13 +148,20 @@ void Userfaultfd::close() {
   fd_ = -1;
 }
 
-Result<Userfaultfd> Userfaultfd::open() {
-  bool kernel_mode = true;
-  const int probe = open_raw(&kernel_mode);
+Result<Userfaultfd> Userfaultfd::open(Rung rung) {
+  const bool by_name = rung != Rung::Any;
+  const int probe = open_raw(&rung);
   if (probe < 0) {
     if (errno == ENOSYS)
       return fail(UHMM_ERR_NOT_SUPPORTED,
                   "this kernel has no userfaultfd (CONFIG_USERFAULTFD off, or a sandbox such as gVisor)");
+    if (rung == Rung::DeviceFile && (errno == ENOENT || errno == ENXIO || errno == ENODEV))
+      return fail(UHMM_ERR_NOT_SUPPORTED, "there is no /dev/userfaultfd here (Linux 6.1 and later)");
+    if (by_name && (errno == EPERM || errno == EACCES))
+      return fail(
+          UHMM_ERR_PERMISSION,
+          "%s is refused to this process: UHMM_FAULTS=auto takes what there is, `uhmm doctor` tells what would help",
+          rung == Rung::DeviceFile ? "/dev/userfaultfd" : "userfaultfd(2)");
     if (errno == EPERM)
       return fail(UHMM_ERR_PERMISSION,
                   "userfaultfd is refused here (seccomp?): allow the system call, or give access to /dev/userfaultfd");
@@ -155,7 +173,7 @@ Result<Userfaultfd> Userfaultfd::open() {
   if (error != 0) return fail_errno("UFFDIO_API", error);
 
   Userfaultfd result;
-  result.fd_ = open_raw(&kernel_mode);
+  result.fd_ = open_raw(&rung);
   if (result.fd_ < 0) return fail_errno("userfaultfd", errno);
   std::uint64_t granted = 0;
   error = handshake(result.fd_, offered & kWanted, &granted);
@@ -170,7 +188,8 @@ Result<Userfaultfd> Userfaultfd::open() {
   features.shared_write_protect = (offered & kFeatureWpHugetlbfsShmem) != 0;
   // The mode came with 6.4 and has no feature bit; the poison feature (6.6) is the next bit that proves it.
   features.continue_protected = (offered & (kFeaturePoison | kFeatureWpAsync)) != 0;
-  features.kernel_mode = kernel_mode;
+  features.kernel_mode = rung != Rung::UserMode;
+  result.rung_ = rung;
   return result;
 }
 

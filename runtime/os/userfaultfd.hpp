@@ -40,6 +40,9 @@ struct UffdFeatures {
   bool continue_protected = false;    // UFFDIO_CONTINUE maps write-protected, 6.4
 };
 
+// Ways to get a userfaultfd, best first: by system call and by the device file it reports faults of system calls too.
+enum class Rung : std::uint32_t { Any, SystemCall, DeviceFile, UserMode };
+
 class Userfaultfd {
  public:
   Userfaultfd() = default;
@@ -50,8 +53,9 @@ class Userfaultfd {
   ~Userfaultfd();
 
   // Opens a non-blocking, close-on-exec descriptor for the calling process with everything this kernel offers: the
-  // system call, else /dev/userfaultfd, else user-mode-only. Errors: NOT_SUPPORTED, PERMISSION, with what would help.
-  static Result<Userfaultfd> open();
+  // system call, else /dev/userfaultfd, else user-mode-only; or by the one rung that is named. Errors: NOT_SUPPORTED,
+  // PERMISSION, with what would help.
+  static Result<Userfaultfd> open(Rung rung = Rung::Any);
   // Takes over a descriptor made by open() in another process; `features` as that process found them.
   static Userfaultfd adopt(int fd, const UffdFeatures& features);
 
@@ -59,6 +63,7 @@ class Userfaultfd {
   int release();
   void close();
   const UffdFeatures& features() const { return features_; }
+  Rung rung() const { return rung_; }  // Any: adopted
 
   // 0 or an errno. `mode` is a set of FaultMode.
   int register_range(ByteRange pages, unsigned mode) const;
@@ -84,6 +89,7 @@ class Userfaultfd {
  private:
   int fd_ = -1;
   UffdFeatures features_;
+  Rung rung_ = Rung::Any;
 };
 
 }  // namespace uhmm::os

@@ -6,7 +6,6 @@
 #include <linux/userfaultfd.h>
 #include <sys/ioctl.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
@@ -18,30 +17,12 @@
 
 #include "runtime/os/system_memory.hpp"
 #include "runtime/os/thread.hpp"
-
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
+#include "runtime/os/userfaultfd.hpp"
 
 namespace uhmm::os {
 namespace {
 
-constexpr int kFlags = O_CLOEXEC | O_NONBLOCK;
-
 int error_of(int fd) { return fd >= 0 ? 0 : errno; }
-
-int open_by_device() {
-  const int device = ::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-  if (device < 0) return -1;
-  const int fd = ioctl(device, USERFAULTFD_IOC_NEW, kFlags);
-  const int error = errno;
-  ::close(device);
-  errno = error;
-  return fd;
-}
 
 Machine::Features features_of(int fd) {
   struct uffdio_api api {};
@@ -67,11 +48,11 @@ Machine::Features features_of(int fd) {
 // Tries every rung; features are those of the best.
 void look_at_userfaultfd(Machine& machine) {
   Machine::Userfaultfd& rungs = machine.userfaultfd;
-  const int system_call = static_cast<int>(syscall(SYS_userfaultfd, kFlags));
+  const int system_call = open_rung(Rung::SystemCall);
   rungs.system_call = error_of(system_call);
-  const int device = open_by_device();
+  const int device = open_rung(Rung::DeviceFile);
   rungs.device = error_of(device);
-  const int user_mode = static_cast<int>(syscall(SYS_userfaultfd, kFlags | UFFD_USER_MODE_ONLY));
+  const int user_mode = open_rung(Rung::UserMode);
   rungs.user_mode = error_of(user_mode);
   bool asked = false;
   for (const int fd : {system_call, device, user_mode}) {

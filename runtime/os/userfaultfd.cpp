@@ -48,19 +48,6 @@ const unsigned long kMoveRequest = _IOWR(UFFDIO, 0x05, MoveArgs);
 const unsigned long kPoisonRequest = _IOWR(UFFDIO, 0x08, PoisonArgs);
 constexpr std::uint64_t kContinueWriteProtected = 2;
 
-int open_rung(Rung rung) {
-  constexpr int kFlags = O_CLOEXEC | O_NONBLOCK;
-  if (rung == Rung::SystemCall) return static_cast<int>(syscall(SYS_userfaultfd, kFlags));
-  if (rung == Rung::UserMode) return static_cast<int>(syscall(SYS_userfaultfd, kFlags | UFFD_USER_MODE_ONLY));
-  const int device = ::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
-  if (device < 0) return -1;
-  const int fd = ioctl(device, USERFAULTFD_IOC_NEW, kFlags);
-  const int error = errno;
-  ::close(device);
-  errno = error;
-  return fd;
-}
-
 // -1 with errno; *rung becomes the one that it was.
 int open_raw(Rung* rung) {
   if (*rung != Rung::Any) return open_rung(*rung);
@@ -125,6 +112,19 @@ Progress repeat(std::uint64_t bytes, Step&& step) {
 }
 
 }  // namespace
+
+int open_rung(Rung rung) {
+  constexpr int kFlags = O_CLOEXEC | O_NONBLOCK;
+  if (rung == Rung::SystemCall) return static_cast<int>(syscall(SYS_userfaultfd, kFlags));
+  if (rung == Rung::UserMode) return static_cast<int>(syscall(SYS_userfaultfd, kFlags | UFFD_USER_MODE_ONLY));
+  const int device = ::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
+  if (device < 0) return -1;
+  const int fd = ioctl(device, USERFAULTFD_IOC_NEW, kFlags);
+  const int error = errno;
+  ::close(device);
+  errno = error;
+  return fd;
+}
 
 Userfaultfd::Userfaultfd(Userfaultfd&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)), features_(other.features_), rung_(other.rung_) {}

@@ -42,6 +42,8 @@ struct UffdFeatures {
 
 // Ways to get a userfaultfd, best first: by system call and by the device file it reports faults of system calls too.
 enum class Rung : std::uint32_t { Any, SystemCall, DeviceFile, UserMode };
+// A bare descriptor by one rung (not Any), for those who only ask what there is. -1 with errno.
+int open_rung(Rung rung);
 
 class Userfaultfd {
  public:

@@ -32,12 +32,32 @@ struct DeviceSlot {
   RankedMutex<LockRank::Attach> attach_mutex;
   RankedMutex<LockRank::Flush> flush_mutex;
   std::atomic<bool> lost{false};
-  std::atomic<bool> swept{false};               // after a loss: every page that was there is accounted for
+  std::atomic<bool> loss_claimed{false};
+  std::atomic<std::uint32_t> life{0};           // counts starts; changes only under the address space's exclusive lock
+  std::atomic<std::uint32_t> swept_life{0};     // of the lives before this one and of this one all is accounted for
   std::atomic<bool> paused{false};              // being restarted or removed: work waits
   std::atomic<bool> shut{false};                // and no page comes there any more
   std::atomic<std::uint32_t> unattached{0};     // registered ranges that the device can't reach yet
   std::atomic<std::uint64_t> current_pages{0};  // pages with a current copy there
   char lost_reason[192] = {};
+
+  // Whoever is told true is the first to know of a loss: it writes the reason, sets `lost`, accounts for every page
+  // that was there and ends this.
+  bool claim_loss() { return !loss_claimed.exchange(true); }
+  void end_loss() {
+    swept_life.store(life.load());
+    swept_life.notify_all();
+  }
+  void wait_for_sweep(std::uint32_t of_life) const {
+    for (std::uint32_t seen = swept_life.load(); seen < of_life; seen = swept_life.load()) swept_life.wait(seen);
+  }
+  // With the address space locked exclusively.
+  void begin_life() {
+    life.fetch_add(1);
+    lost_reason[0] = '\0';
+    lost.store(false);
+    loss_claimed.store(false);
+  }
 };
 
 // A memory pool beyond the default ones. Index 0 stands for every device's default pool.

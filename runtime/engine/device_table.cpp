@@ -25,10 +25,8 @@ Status DeviceTable::add(DeviceIndex index, Device* device, std::uint64_t memory_
     slot.capabilities = device->capabilities();
     slot.memory.reset(memory_bytes >> kPageShift);
     slot.unattached.store(static_cast<std::uint32_t>(context_.space.ranges().size()));
-    slot.lost.store(false);
-    slot.swept.store(false);
-    slot.lost_reason[0] = '\0';
     slot.device = device;
+    slot.begin_life();
     destroy_[index.value] = destroy;
   }
   faults_.devices_changed();
@@ -62,10 +60,11 @@ void DeviceTable::strip(DeviceIndex index) {
 
 void DeviceTable::end_device(DeviceIndex index) {
   DeviceSlot& slot = context_.slot(index);
-  if (slot.lost.exchange(true)) {
-    slot.swept.wait(false);  // it died just now
+  if (!slot.claim_loss()) {
+    slot.wait_for_sweep(slot.life.load());  // it died just now
     return;
   }
+  slot.lost.store(true);
   {
     const Operation operation(context_);
     for (const auto& [begin, range] : context_.space.ranges())
@@ -74,8 +73,7 @@ void DeviceTable::end_device(DeviceIndex index) {
         return Status{};
       });
   }
-  slot.swept.store(true);
-  slot.swept.notify_all();
+  slot.end_loss();
 }
 
 Status DeviceTable::remove(DeviceIndex index) {
@@ -129,9 +127,7 @@ Status DeviceTable::restart(DeviceIndex index) {
   {
     const std::unique_lock lock(context_.space.mutex());
     slot.capabilities = slot.device->capabilities();
-    slot.lost_reason[0] = '\0';
-    slot.swept.store(false);
-    slot.lost.store(false);
+    slot.begin_life();
   }
   faults_.devices_changed();
   context_.record(UHMM_EVENT_DEVICE_ADDED, UHMM_CAUSE_USER, {}, 0, index.processor());

@@ -150,31 +150,31 @@ void FaultService::serve_death(DeviceIndex index) {
 
 void handle_device_death(Context& context, DeviceIndex index) {
   DeviceSlot& slot = context.slot(index);
+  std::uint32_t life = 0;
   {
+    // Under the lock the device can't start a new life, to which the news would not belong.
     const Operation operation(context);
     if (slot.device == nullptr) return;
+    life = slot.life.load();
     // The descriptor may have told of an earlier life of the device.
-    if (!slot.device->lost() && !os::process_ended(slot.device->death_fd(), 0)) return;
+    if (context.healthy(index) != nullptr && !slot.device->lost() && !os::process_ended(slot.device->death_fd(), 0))
+      return;
+    if (slot.claim_loss()) {
+      slot.device->handle_death(slot.lost_reason);
+      slot.lost.store(true);
+      log::write(log::Level::Error, "device %u lost: %s", index.processor(), slot.lost_reason);
+      context.record(UHMM_EVENT_DEVICE_LOST, UHMM_CAUSE_DEVICE_LOST, {}, 0, index.processor());
+      for (const auto& [begin, range] : context.space.ranges()) {
+        (void)context.space.for_each_segment(range->pages, false, [&, range = range](const Segment& segment) {
+          if (segment.range == range) (void)lose(context, segment, index);
+          return Status{};
+        });
+      }
+      slot.end_loss();
+      return;
+    }
   }
-  if (slot.lost.exchange(true)) {
-    slot.swept.wait(false);
-    return;
-  }
-  const Operation operation(context);
-  char reason[sizeof(slot.lost_reason)] = {};
-  slot.device->handle_death(reason);
-  std::copy(std::begin(reason), std::end(reason), std::begin(slot.lost_reason));
-  log::write(log::Level::Error, "device %u lost: %s", index.processor(), reason);
-  context.record(UHMM_EVENT_DEVICE_LOST, UHMM_CAUSE_DEVICE_LOST, {}, 0, index.processor());
-  for (const auto& entry : context.space.ranges()) {
-    const Range* range = entry.second;
-    (void)context.space.for_each_segment(range->pages, false, [&](const Segment& segment) {
-      if (segment.range == range) (void)lose(context, segment, index);
-      return Status{};
-    });
-  }
-  slot.swept.store(true);
-  slot.swept.notify_all();
+  slot.wait_for_sweep(life);
 }
 
 }  // namespace uhmm::engine

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Devices and pools that go, come back and are restarted while other threads use them: nothing is lost, and whoever
 // asks at the wrong moment is told so. UHMM_STRESS_SECONDS sets the length (default 4), UHMM_TEST_SEED repeats a run.
+#include <unistd.h>
+
 #include <chrono>
+#include <csignal>
 #include <thread>
 
 #include "runtime/base/inject.hpp"
@@ -15,6 +18,11 @@ constexpr std::size_t kThreads = 2;
 constexpr std::size_t kBytes = std::size_t{5} << 20;
 constexpr uhmm_processor kRestarted = 1;
 constexpr uhmm_processor kRemoved = 2;
+
+std::chrono::seconds stress_length() {
+  const char* wanted = std::getenv("UHMM_STRESS_SECONDS");
+  return std::chrono::seconds(wanted != nullptr ? std::atoi(wanted) : 4);
+}
 
 // One thread's own memory; only it and its kernels write there.
 class User {
@@ -101,9 +109,7 @@ TEST(DeviceCycle, NothingIsLostWhileDevicesAndPoolsComeAndGo) {
     for (std::size_t i = 0; i < kThreads; ++i) users.push_back(std::make_unique<User>(seed() + i, stop));
     for (auto& user : users) threads.emplace_back([&user] { user->run(); });
 
-    const char* wanted = std::getenv("UHMM_STRESS_SECONDS");
-    const auto length = std::chrono::seconds(wanted != nullptr ? std::atoi(wanted) : 4);
-    const auto until = std::chrono::steady_clock::now() + length;
+    const auto until = std::chrono::steady_clock::now() + stress_length();
     inject::shake(static_cast<std::uint32_t>(seed()));
     for (; std::chrono::steady_clock::now() < until && !testing::Test::HasFailure(); ++rounds) {
       UHMM_EXPECT_OK(uhmm_device_restart(kRestarted));
@@ -136,6 +142,42 @@ TEST(DeviceCycle, NothingIsLostWhileDevicesAndPoolsComeAndGo) {
   for (const uhmm_processor device : {kRestarted, kRemoved})
     EXPECT_EQ(device_info(device).memory_free, device_info(device).memory_bytes);
   std::printf("%llu rounds\n", static_cast<unsigned long long>(rounds));
+  UHMM_EXPECT_OK(uhmm_shutdown());
+}
+
+// Ends the device's process, if it is the one that was meant.
+void end_process_kernel(const uhmm_kernel_item*, void* raw) {
+  if (getpid() == *static_cast<const pid_t*>(raw)) (void)kill(getpid(), SIGKILL);
+}
+
+// The news of a death may come late: it must not end the device's next life.
+TEST(DeviceCycle, ARestartBesideADeathEndsWithAHealthyDevice) {
+  UHMM_ASSERT_OK(uhmm_init(nullptr));
+  {
+    Memory memory(64 * kPage);
+    fill(memory.data(), memory.bytes(), 1);
+    uhmm_stream stream = 0;
+    UHMM_ASSERT_OK(uhmm_stream_create(1, &stream));
+    std::mt19937_64 random(seed());
+    std::uint64_t deaths = 0;
+    const auto until = std::chrono::steady_clock::now() + stress_length();
+    inject::shake(static_cast<std::uint32_t>(seed()));
+    while (std::chrono::steady_clock::now() < until && !testing::Test::HasFailure()) {
+      const auto process = static_cast<pid_t>(device_info(1).process_id);
+      UHMM_ASSERT_OK(launch(stream, end_process_kernel, process));
+      for (std::uint64_t i = random() % 2000; i != 0; --i) std::this_thread::yield();
+      UHMM_EXPECT_OK(uhmm_device_restart(1));
+      const uhmm_status ran = uhmm_stream_synchronize(stream);
+      EXPECT_TRUE(ran == UHMM_OK || ran == UHMM_ERR_DEVICE_LOST || ran == UHMM_ERR_KERNEL_FAILED) << describe(ran);
+      if (ran != UHMM_OK) ++deaths;
+      EXPECT_EQ(device_info(1).flags & UHMM_DEVICE_IS_LOST, 0u) << device_info(1).lost_reason;
+      UHMM_EXPECT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr));
+      EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+    }
+    inject::stop_shaking();
+    EXPECT_EQ(stats().pages_lost, 0u);
+    EXPECT_GT(deaths, 0u);
+  }
   UHMM_EXPECT_OK(uhmm_shutdown());
 }
 

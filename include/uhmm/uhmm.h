@@ -382,7 +382,8 @@ typedef enum uhmm_advice {
   UHMM_ADVISE_NOT_READ_MOSTLY = 6
 } uhmm_advice;
 /* Advice applies to whole registered ranges that the byte range touches. `processor` is read by the first two. It
- * never changes contents. A CPU access to a pinned device page still works: correctness beats advice.
+ * never changes contents. A CPU access to a pinned device page still works, and a kernel that finds no other room has
+ * pinned pages evicted: correctness beats advice.
  * Errors: INVALID (advice); NOT_REGISTERED; NO_DEVICE. */
 UHMM_API uhmm_status uhmm_advise(void* address, size_t length, uhmm_advice advice, uhmm_processor processor);
 
@@ -510,9 +511,11 @@ typedef struct uhmm_stats {
 #define UHMM_STATS_INIT \
   { sizeof(uhmm_stats), 0, 0, 0, 0, 0, {0}, {0}, 0, 0, 0, {0}, 0, 0, 0, 0, 0, 0 }
 
-/* Totals since uhmm_init. Errors: INVALID (NULL or size). */
+/* Totals since uhmm_init. What the calling thread has seen happen is counted: the call waits for moves of single blocks
+ * that are under way. Errors: INVALID (NULL or size). */
 UHMM_API uhmm_status uhmm_get_stats(uhmm_stats* out);
-/* Of the registered range that contains `address`, since it was registered. Errors: INVALID; NOT_REGISTERED. */
+/* Of the registered range that contains `address`, since it was registered; else as uhmm_get_stats. Errors: INVALID;
+ * NOT_REGISTERED. */
 UHMM_API uhmm_status uhmm_get_range_stats(const void* address, uhmm_stats* out);
 
 #include "uhmm/trace.h"

@@ -41,6 +41,7 @@ uhmm_status uhmm_get_stats(uhmm_stats* out) {
   const Answer answer = rt->context.workers.call([rt]() -> Answer {
     Answer found{};
     const engine::Operation operation(rt->context);
+    for (const auto& [begin, range] : rt->context.space.ranges()) engine::wait_for_moves(rt->context, *range);
     rt->context.totals.snapshot(found.stats);
     found.stats.registered_bytes = rt->context.space.registered_bytes();
     found.stats.ranges = rt->context.space.ranges().size();
@@ -61,6 +62,7 @@ uhmm_status uhmm_get_range_stats(const void* address, uhmm_stats* out) {
       found.status = fail(UHMM_ERR_NOT_REGISTERED, "%#lx is not registered", at.value);
       return found;
     }
+    engine::wait_for_moves(rt->context, *range);
     range->counters.snapshot(found.stats);
     found.stats.registered_bytes = range->bytes.bytes();
     found.stats.ranges = 1;

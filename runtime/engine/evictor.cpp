@@ -44,13 +44,19 @@ void age_one(Context& context, DeviceIndex index, std::uint32_t pool, ByteRange 
 
 }  // namespace
 
-Status evict_block(Context& context, Block& block, DeviceIndex index, uhmm_cause cause) {
+namespace {
+
+// Brings pages of a block home from a device and gives their memory back.
+Status evict(Context& context, Block& block, const PageMask& pages, DeviceIndex index, uhmm_cause cause,
+             bool pinned_too) {
   UHMM_TRY(context.space.for_each_segment(
       {block.base, block.base + kBlockBytes}, false, [&](const Segment& segment) -> Status {
+        if (!pinned_too && segment.range->advice.pinned.load()) return {};
         PageMask held;
         {
           const std::scoped_lock lock(block.mutex);
-          if (const BlockDevice* part = block.find_device(index)) held = part->resident & PageMask::of(segment.run);
+          if (const BlockDevice* part = block.find_device(index))
+            held = part->resident & pages & PageMask::of(segment.run);
         }
         if (held.none()) return {};
         const Outcome out = to_system(context, segment, held, Want::Move, cause);
@@ -61,6 +67,31 @@ Status evict_block(Context& context, Block& block, DeviceIndex index, uhmm_cause
       }));
   free_retained(context, block, index);
   return {};
+}
+
+}  // namespace
+
+Status evict_block(Context& context, Block& block, DeviceIndex index, uhmm_cause cause) {
+  return evict(context, block, PageMask::all(), index, cause, true);
+}
+
+void make_room(Context& context, const Segment& segment, std::uint32_t page, DeviceIndex index) {
+  const PageMask one = PageMask::of({page, 1});
+  const PageMask others = PageMask::all().minus(one);
+  const std::uint32_t pool = needed(segment, one, index).pool;
+  state::DeviceMemory& memory = context.slot(index).memory;
+  const auto has_room = [&] {
+    if (!memory.reserve(pool, 1)) return false;
+    memory.settle(pool, 1, 0);
+    return true;
+  };
+  for (const bool pinned_too : {false, true}) {
+    if (!has_room()) (void)evict(context, *segment.block, others, index, UHMM_CAUSE_EVICTION, pinned_too);
+  }
+  if (has_room()) return;
+  BlockDevice* victim = policy::choose_victim(
+      memory, pool, [&](const BlockDevice& part) { return part.block != segment.block && part.holds.load() == 0; });
+  if (victim != nullptr) (void)evict_block(context, *victim->block, index, UHMM_CAUSE_EVICTION);
 }
 
 Status Reservation::obtain(Budget need, ByteRange avoid) {
@@ -110,13 +141,6 @@ void Reservation::settle(std::uint64_t allocated) {
 
 namespace {
 
-// Pages of `pages` that the device has a copy of, though not alone.
-PageMask still_shared(const Segment& segment, const PageMask& pages, DeviceIndex index) {
-  const std::scoped_lock lock(segment.block->mutex);
-  const BlockDevice* part = segment.block->find_device(index);
-  return part != nullptr ? pages & PageMask::of(segment.run) & part->resident & segment.block->system : PageMask{};
-}
-
 Outcome reserve_and_move(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                          ByteRange avoid) {
   Reservation reservation(context, request.device);
@@ -132,18 +156,17 @@ Outcome reserve_and_move(Context& context, const Segment& segment, const PageMas
 Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                           ByteRange avoid) {
   Outcome out = reserve_and_move(context, segment, pages, request, avoid);
-  if (!out.status.ok() || out.skipped == 0 || request.want == Want::Duplicate) return out;
+  if (!out.status.ok() || out.pages.none()) return out;
   // Pages that a child process (a device's is one) shares with the program copy-on-write can be taken only after a
-  // write, which the protection of pages shared with a device forbids: sharing with the device ends first. Pages that
-  // the kernel has pinned stay where they are all the same.
-  const PageMask stuck = still_shared(segment, pages, request.device);
-  if (stuck.none()) return out;
-  const Outcome ended = end_sharing(context, segment, stuck, request.cause);
-  out.skipped -= ended.there;
-  if (ended.status.ok())
-    out += reserve_and_move(context, segment, stuck, request, avoid);
-  else
+  // write, which the protection of pages shared with any device forbids: the sharing ends first. Pages that the kernel
+  // has pinned stay where they are all the same.
+  const Outcome ended = end_sharing(context, segment, out.pages, request.cause);
+  if (!ended.status.ok()) {
     out.status = ended.status;
+  } else if (ended.pages.any()) {
+    out.skipped -= ended.pages.count();
+    out += reserve_and_move(context, segment, ended.pages, request, avoid);
+  }
   return out;
 }
 

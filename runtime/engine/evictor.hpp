@@ -32,6 +32,11 @@ class Reservation {
 Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                           ByteRange avoid);
 
+// For the one page that a device waits for, after migrate_to_device() found no room: other pages of the same block go,
+// and then what only advice pins. A kernel that can't go on is worse than an advice that is not followed. What is held
+// stays.
+void make_room(Context& context, const Segment& segment, std::uint32_t page, DeviceIndex device);
+
 // Bring every page of a block home from a device and free its memory there.
 Status evict_block(Context& context, Block& block, DeviceIndex device, uhmm_cause cause);
 

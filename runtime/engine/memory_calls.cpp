@@ -210,6 +210,13 @@ Status hold(Context& context, ByteRange bytes, DeviceIndex device, bool on) {
   return {};
 }
 
+void wait_for_moves(Context& context, const Range& range) {
+  (void)context.space.for_each_segment(range.pages, false, [](const Segment& segment) {
+    const std::scoped_lock lock(segment.block->mutex);
+    return Status{};
+  });
+}
+
 SnapshotPart snapshot_part(Context& context, VirtAddr page, std::uint32_t count) {
   SnapshotPart part;
   const Operation operation(context);

@@ -36,6 +36,11 @@ Counts make_exclusive(Context& context, ByteRange bytes, DeviceIndex device);
 // Hold what is resident on a device: it is not evicted until let go.
 Status hold(Context& context, ByteRange bytes, DeviceIndex device, bool on);
 
+// With the address space locked (Operation): returns when the moves that are under way in the range have ended. A
+// thread that waited for one of its pages goes on as soon as that page is there, and may ask before the move is
+// counted.
+void wait_for_moves(Context& context, const Range& range);
+
 // States of consecutive pages, at most kPagesPerBlock of them, starting at `page`.
 struct SnapshotPart {
   Status status;

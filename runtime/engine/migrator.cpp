@@ -20,7 +20,8 @@ using trace::Counter;
 // Unmapping this few pages by freeing their memory is cheaper than asking a busy device's process.
 constexpr std::uint32_t kFewPages = 4;
 
-// The block's lock, and the counts that follow from what changed while it was held.
+// The block's lock, and the counts that follow from what changed while it was held. All counting of a move is done
+// under the lock: see wait_for_moves().
 class BlockScope {
  public:
   BlockScope(Context& context, const Segment& segment)
@@ -302,6 +303,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
       departure.put_back(taken, block.shared());
       taken.clear();
     }
+    out.pages = leaving.minus(taken);
   }
   const std::uint64_t copy_ns = os::now_ns() - copy_started;
 
@@ -461,9 +463,9 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
       }
       unprotect_pages(context, segment, ended);
     }
+    context.count(*segment.range, CauseCounter::PagesToSystem, cause, out.moved);
+    context.count(*segment.range, Counter::BytesToSystem, out.moved << kPageShift);
   }
-  context.count(*segment.range, CauseCounter::PagesToSystem, cause, out.moved);
-  context.count(*segment.range, Counter::BytesToSystem, out.moved << kPageShift);
   // After a fault a small range stays armed: changing that costs as much as the fault, and an armed range that is home
   // costs nothing but a message for each page that was never touched.
   const bool leave_armed = cause == UHMM_CAUSE_CPU_FAULT && segment.range->pages.bytes() <= kBlockBytes;

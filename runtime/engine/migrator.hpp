@@ -20,7 +20,8 @@ enum class Want : std::uint8_t {
 
 struct Outcome {
   Status status;                // of the first failure; pages before it are done
-  PageMask pages;               // to_system, end_sharing: pages that the CPU has again, and whose waiters were woken
+  PageMask pages;               // to_system, end_sharing: pages that the CPU has again, and whose waiters were woken;
+                                // to_device: pages that could not be taken from the program
   std::uint64_t moved = 0;      // copied
   std::uint64_t populated = 0;  // zeroed
   std::uint64_t there = 0;      // were there already

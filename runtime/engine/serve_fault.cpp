@@ -251,9 +251,13 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
           return part != nullptr && part->resident.test(page);
         };
         if (!served()) {
-          // Too much at once, or the page is pinned for a moment: the one page, with its own room.
+          // Too much at once, or the kernel has pinned the page for a moment: the one page, with its own room.
           const PageMask one = PageMask::of({page, 1});
           out = migrate_to_device(context, segment, one, request, block->range_of({page, 1}));
+          if (!served() && !out.pages.test(page)) {
+            make_room(context, segment, page, index);
+            out = migrate_to_device(context, segment, one, request, block->range_of({page, 1}));
+          }
         }
         map_again(context, *block, index, page);
         device->wake(page_at(fault.address));

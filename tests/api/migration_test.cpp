@@ -173,6 +173,30 @@ TEST_P(Migration, PagesSharedWithAChildMoveToo) {
   UHMM_ASSERT_OK(uhmm_unregister(memory.data()));
 }
 
+// The child is not the only one: another device has the pages too, so their protection is not this device's doing.
+TEST_P(Migration, PagesSharedWithAChildAndAnotherDeviceMoveToo) {
+  stop();
+  Memory memory(300 * kPage, false);
+  fill(memory.data(), memory.bytes(), 1);
+  start_with([](uhmm_config& config) { config.soft_devices = 2; });
+  UHMM_ASSERT_OK(uhmm_register(memory.data(), memory.bytes()));
+  EXPECT_EQ(device_count_wrong(memory.data(), memory.bytes(), 1), 0u);
+  expect_states(memory, UHMM_PAGE_SHARED);
+  EXPECT_EQ(migrate(memory.data(), 100 * kPage, 2).pages_skipped, 0u);
+  UHMM_ASSERT_OK(uhmm_acquire(memory.page(100), 100 * kPage, 2, UHMM_ACCESS_READ_WRITE));
+  UHMM_ASSERT_OK(uhmm_release(memory.page(100), 100 * kPage, 2, UHMM_ACCESS_READ_WRITE));
+  for (std::size_t page = 200; page < 300; ++page) {
+    const std::byte value = pattern(2, page);
+    UHMM_ASSERT_OK(uhmm_device_write(2, memory.page(page), &value, 1, nullptr));
+  }
+  expect_states(memory, UHMM_PAGE_DEVICE);
+  for (std::size_t i = 0; i < memory.bytes(); ++i) {
+    const bool written = i >= 200 * kPage && i % kPage == 0;
+    ASSERT_EQ(memory.data()[i], written ? pattern(2, i / kPage) : pattern(1, i)) << i;
+  }
+  UHMM_ASSERT_OK(uhmm_unregister(memory.data()));
+}
+
 TEST_P(Migration, DiscardDropsWholePagesWhereverTheyAre) {
   Memory memory(12 * kPage);
   fill(memory.data(), memory.bytes(), 1);

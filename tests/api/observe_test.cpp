@@ -3,6 +3,7 @@
 #include <mutex>
 #include <thread>
 
+#include "runtime/base/inject.hpp"
 #include "tests/support/runtime.hpp"
 
 namespace uhmm::test {
@@ -63,6 +64,32 @@ TEST_F(Observe, EventsTellWhatHappenedAndWhy) {
   EXPECT_EQ(home, 8u);
   EXPECT_EQ(faults, 1);
   EXPECT_TRUE(reader.next().empty());
+}
+
+// Of a block that comes home in many pieces the first piece wakes whoever waited, who may ask at once.
+TEST_F(Observe, WhatAThreadHasSeenIsCounted) {
+  Memory memory(512 * kPage);
+  std::uint64_t pages = 0;
+  for (std::uint32_t seed = 1; seed <= 20; ++seed) {
+    UHMM_ASSERT_OK(uhmm_migrate(memory.data(), memory.bytes(), UHMM_CPU, nullptr));
+    for (std::size_t i = 0; i < 512; ++i) memory.page(i)[0] = std::byte{1};
+    for (std::size_t i = 0; i < 512; ++i)
+      if (i % 16 != 15) UHMM_ASSERT_OK(uhmm_migrate(memory.page(i), kPage, 1, nullptr));
+    const uhmm_stats before = range_stats(memory.data());
+    ASSERT_EQ(before.pages_on_devices, 480u);
+    inject::shake(seed);
+    for (std::size_t i = 0; i < 512; ++i) (void)*static_cast<volatile std::byte*>(memory.page(i));
+    const uhmm_stats after = range_stats(memory.data());
+    const uhmm_stats total = stats();
+    inject::stop_shaking();
+    pages += 480;
+    EXPECT_EQ(after.bytes_to_system - before.bytes_to_system, 480 * kPage);
+    EXPECT_EQ(after.pages_to_system[UHMM_CAUSE_CPU_FAULT] + after.pages_to_system[UHMM_CAUSE_PREFETCH_FAULT], pages);
+    EXPECT_EQ(after.pages_freed[UHMM_CAUSE_CPU_FAULT] + after.pages_freed[UHMM_CAUSE_PREFETCH_FAULT], pages);
+    EXPECT_EQ(after.pages_on_devices, 0u);
+    EXPECT_EQ(total.bytes_to_system, after.bytes_to_system);
+    EXPECT_EQ(total.pages_on_devices, 0u);
+  }
 }
 
 TEST_F(Observe, EventsAreReadInPieces) {

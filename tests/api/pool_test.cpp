@@ -199,6 +199,60 @@ TEST_F(Pools, MoreDataThanQuotaIsEvictedFromThePoolOnly) {
     ASSERT_EQ(memory.data()[i], static_cast<std::byte>(std::to_integer<int>(pattern(2, i)) + 1)) << i;
 }
 
+// A pool smaller than what it is asked for within one block of 2 MiB: pages of the block make room for each other.
+TEST_F(Pools, AQuotaOfAFewPagesIsEnough) {
+  for (const std::uint64_t quota : {1u, 20u}) {
+    const uhmm_pool small = create(quota * kPage, nullptr);
+    BlockMemory memory(1);
+    fill(memory.data(), kBlock, 2);
+    UHMM_ASSERT_OK(uhmm_range_set_pool(memory.data(), small));
+    device_increment(memory.data(), kBlock);
+    EXPECT_LE(range_stats(memory.data()).pages_on_devices, quota);
+    for (std::size_t i = 0; i < kBlock; ++i)
+      ASSERT_EQ(memory.data()[i], static_cast<std::byte>(std::to_integer<int>(pattern(2, i)) + 1)) << i;
+    UHMM_ASSERT_OK(uhmm_pool_destroy(small));
+  }
+}
+
+TEST_F(Pools, RangesOfOneBlockNeedNotShareAPool) {
+  const uhmm_pool small = create(4 * kPage, nullptr);
+  BlockMemory memory(1, false);
+  fill(memory.data(), kBlock, 2);
+  std::byte* const other = memory.data() + kBlock / 2;
+  UHMM_ASSERT_OK(uhmm_register(memory.data(), kBlock / 2));
+  UHMM_ASSERT_OK(uhmm_register(other, kBlock / 2));
+  UHMM_ASSERT_OK(uhmm_range_set_pool(memory.data(), small));
+  for (int round = 0; round < 3; ++round) {
+    device_increment(memory.data(), kBlock / 2);
+    device_increment(other, kBlock / 2);
+  }
+  for (std::size_t i = 0; i < kBlock; ++i)
+    ASSERT_EQ(memory.data()[i], static_cast<std::byte>(std::to_integer<int>(pattern(2, i)) + 3)) << i;
+  UHMM_ASSERT_OK(uhmm_unregister(memory.data()));
+  UHMM_ASSERT_OK(uhmm_unregister(other));
+}
+
+// A kernel that can't go on is worse than an advice that is not followed.
+TEST_F(Pools, PinnedPagesGiveWayToAKernelThatHasNoOtherRoom) {
+  const uhmm_pool small = create(20 * kPage, nullptr);
+  BlockMemory memory(2, false);
+  fill(memory.data(), 2 * kBlock, 2);
+  UHMM_ASSERT_OK(uhmm_register(memory.data(), kBlock));
+  UHMM_ASSERT_OK(uhmm_register(memory.data() + kBlock, kBlock));
+  for (const std::size_t block : {0u, 1u}) UHMM_ASSERT_OK(uhmm_range_set_pool(memory.data() + block * kBlock, small));
+  UHMM_ASSERT_OK(uhmm_migrate(memory.data(), 20 * kPage, 1, nullptr));
+  UHMM_ASSERT_OK(uhmm_advise(memory.data(), kBlock, UHMM_ADVISE_PINNED, 0));
+  device_increment(memory.data() + kBlock, 40 * kPage);  // no page of this block is there
+  UHMM_ASSERT_OK(uhmm_advise(memory.data() + kBlock, kBlock, UHMM_ADVISE_PINNED, 0));
+  device_increment(memory.data() + kBlock, 40 * kPage);  // its own pages are pinned as well
+  for (std::size_t i = 0; i < 2 * kBlock; ++i) {
+    const bool written = i >= kBlock && i < kBlock + 40 * kPage;
+    ASSERT_EQ(memory.data()[i], static_cast<std::byte>(std::to_integer<int>(pattern(2, i)) + (written ? 2 : 0))) << i;
+  }
+  UHMM_ASSERT_OK(uhmm_unregister(memory.data()));
+  UHMM_ASSERT_OK(uhmm_unregister(memory.data() + kBlock));
+}
+
 TEST_F(Pools, ChangingThePoolBringsPagesBack) {
   to_device();
   UHMM_ASSERT_OK(uhmm_range_set_pool(memory_->data(), 0));

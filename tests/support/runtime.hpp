@@ -140,18 +140,22 @@ class Memory {
 // `blocks` whole 2 MiB blocks, registered.
 class BlockMemory {
  public:
-  explicit BlockMemory(std::size_t blocks) : bytes_(blocks * kBlock), whole_(bytes_ + kBlock, false) {
+  explicit BlockMemory(std::size_t blocks, bool managed = true)
+      : bytes_(blocks * kBlock), managed_(managed), whole_(bytes_ + kBlock, false) {
     const auto address = reinterpret_cast<std::uintptr_t>(whole_.data());
     data_ = whole_.data() + (kBlock - address % kBlock) % kBlock;
-    UHMM_EXPECT_OK(uhmm_register(data_, bytes_));
+    if (managed_) UHMM_EXPECT_OK(uhmm_register(data_, bytes_));
   }
-  ~BlockMemory() { (void)uhmm_unregister(data_); }
+  ~BlockMemory() {
+    if (managed_) (void)uhmm_unregister(data_);
+  }
   std::byte* data() const { return data_; }
   std::byte* block(std::size_t i) const { return data_ + i * kBlock; }
   std::size_t bytes() const { return bytes_; }
 
  private:
   std::size_t bytes_;
+  bool managed_;
   Memory whole_;
   std::byte* data_ = nullptr;
 };

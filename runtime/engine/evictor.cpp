@@ -77,21 +77,27 @@ Status evict_block(Context& context, Block& block, DeviceIndex index, uhmm_cause
 
 void make_room(Context& context, const Segment& segment, std::uint32_t page, DeviceIndex index) {
   const PageMask one = PageMask::of({page, 1});
-  const PageMask others = PageMask::all().minus(one);
   const std::uint32_t pool = needed(segment, one, index).pool;
   state::DeviceMemory& memory = context.slot(index).memory;
+  const auto elsewhere = [&](const BlockDevice& part) { return part.block != segment.block && part.holds.load() == 0; };
+  const auto may_go = [&](const BlockDevice& part) { return elsewhere(part) && !pinned(context, *part.block); };
+  // A shortage of this moment: others have room that they don't use yet, or something can go by now.
+  if (memory.promised(pool) || memory.oldest(MemoryList::Retained, pool, elsewhere) != nullptr ||
+      policy::choose_victim(memory, pool, may_go) != nullptr)
+    return;
   const auto has_room = [&] {
     if (!memory.reserve(pool, 1)) return false;
     memory.settle(pool, 1, 0);
     return true;
   };
+  free_retained(context, *segment.block, index);
   for (const bool pinned_too : {false, true}) {
-    if (!has_room()) (void)evict(context, *segment.block, others, index, UHMM_CAUSE_EVICTION, pinned_too);
+    if (has_room()) return;
+    (void)evict(context, *segment.block, PageMask::all().minus(one), index, UHMM_CAUSE_EVICTION, pinned_too);
   }
   if (has_room()) return;
-  BlockDevice* victim = policy::choose_victim(
-      memory, pool, [&](const BlockDevice& part) { return part.block != segment.block && part.holds.load() == 0; });
-  if (victim != nullptr) (void)evict_block(context, *victim->block, index, UHMM_CAUSE_EVICTION);
+  if (const BlockDevice* victim = policy::choose_victim(memory, pool, elsewhere))
+    (void)evict_block(context, *victim->block, index, UHMM_CAUSE_EVICTION);
 }
 
 Status Reservation::obtain(Budget need, ByteRange avoid) {

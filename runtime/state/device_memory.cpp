@@ -21,6 +21,7 @@ bool DeviceMemory::reserve(std::uint32_t pool, std::uint64_t pages) {
   Pool& account = pools_[pool];
   if (account.used + pages > account.quota) return false;
   account.used += pages;
+  account.reserved += pages;
   return true;
 }
 
@@ -29,13 +30,21 @@ std::uint64_t DeviceMemory::reserve_some(std::uint32_t pool, std::uint64_t most)
   Pool& account = pools_[pool];
   const std::uint64_t granted = account.used < account.quota ? std::min(most, account.quota - account.used) : 0;
   account.used += granted;
+  account.reserved += granted;
   return granted;
 }
 
 void DeviceMemory::settle(std::uint32_t pool, std::uint64_t reserved, std::uint64_t allocated) {
   const std::scoped_lock lock(mutex_);
   UHMM_CHECK(allocated <= reserved, "allocated more device memory than was promised");
+  UHMM_CHECK(reserved <= pools_[pool].reserved, "settled more than was promised");
   pools_[pool].used -= reserved - allocated;
+  pools_[pool].reserved -= reserved;
+}
+
+bool DeviceMemory::promised(std::uint32_t pool) const {
+  const std::scoped_lock lock(mutex_);
+  return pools_[pool].reserved != 0;
 }
 
 void DeviceMemory::release(std::uint32_t pool, std::uint64_t pages) {
@@ -48,7 +57,7 @@ bool DeviceMemory::add_pool(std::uint32_t pool, std::uint64_t pages) {
   const std::scoped_lock lock(mutex_);
   if (pages > pools_[0].quota) return false;
   pools_[0].quota -= pages;
-  pools_[pool] = {pages, 0};
+  pools_[pool] = {pages, 0, 0};
   return true;
 }
 

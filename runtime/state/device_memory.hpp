@@ -27,6 +27,8 @@ class DeviceMemory {
   std::uint64_t reserve_some(std::uint32_t pool, std::uint64_t most);
   // The operation is over: of `reserved` pages it allocated `allocated` for good.
   void settle(std::uint32_t pool, std::uint64_t reserved, std::uint64_t allocated);
+  // Somebody has a promise that is not settled: what becomes of those pages is not known yet.
+  bool promised(std::uint32_t pool) const;
   // Allocated pages were given back.
   void release(std::uint32_t pool, std::uint64_t pages);
 
@@ -68,6 +70,7 @@ class DeviceMemory {
   struct Pool {
     std::uint64_t quota = 0;
     std::uint64_t used = 0;  // allocated and reserved
+    std::uint64_t reserved = 0;
   };
   List& list_of(MemoryList list) { return lists_[static_cast<std::size_t>(list)]; }
   void unlink(BlockDevice* part);

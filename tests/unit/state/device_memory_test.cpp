@@ -13,11 +13,17 @@ const auto kAny = [](const BlockDevice&) { return true; };
 TEST(DeviceMemory, PromisesNeverExceedTheQuota) {
   DeviceMemory memory;
   memory.reset(100);
+  EXPECT_FALSE(memory.promised(0));
   EXPECT_TRUE(memory.reserve(0, 60));
+  EXPECT_TRUE(memory.promised(0));
+  EXPECT_FALSE(memory.promised(1));
   EXPECT_FALSE(memory.reserve(0, 41));
   EXPECT_EQ(memory.reserve_some(0, 50), 40u);
   EXPECT_EQ(memory.reserve_some(0, 1), 0u);
-  memory.settle(0, 100, 30);
+  memory.settle(0, 60, 30);
+  EXPECT_TRUE(memory.promised(0));
+  memory.settle(0, 40, 0);
+  EXPECT_FALSE(memory.promised(0));
   EXPECT_TRUE(memory.reserve(0, 70));
   memory.release(0, 30);
   EXPECT_EQ(memory.reserve_some(0, 100), 30u);

@@ -94,6 +94,8 @@ UHMM_API const char* uhmm_version_string(void);
 #define UHMM_CONFIG_NO_ENV 0x2u
 /* The initial soft devices are coherent, not private (env UHMM_SOFT_KIND=coherent). */
 #define UHMM_CONFIG_COHERENT 0x4u
+/* Don't listen for `uhmm maps` (env UHMM_NO_REPORT=1). */
+#define UHMM_CONFIG_NO_REPORT 0x8u
 
 /*
  * How the runtime learns of CPU faults: the rungs of a ladder, best first. AUTO takes the first that this process may

@@ -121,7 +121,8 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
     config = *given;
     config.size = sizeof(config);
   }
-  constexpr std::uint32_t kKnownFlags = UHMM_CONFIG_NO_MOVE | UHMM_CONFIG_NO_ENV | UHMM_CONFIG_COHERENT;
+  constexpr std::uint32_t kKnownFlags =
+      UHMM_CONFIG_NO_MOVE | UHMM_CONFIG_NO_ENV | UHMM_CONFIG_COHERENT | UHMM_CONFIG_NO_REPORT;
   if ((config.flags & ~kKnownFlags) != 0)
     return fail(UHMM_ERR_CONFIG, "uhmm_config.flags has unknown bits: %#x", config.flags & ~kKnownFlags);
   const bool use_environment = (config.flags & UHMM_CONFIG_NO_ENV) == 0;
@@ -130,6 +131,7 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
   if (use_environment) {
     UHMM_TRY(read_switch("UHMM_NO_MOVE", "0", "1", UHMM_CONFIG_NO_MOVE, &config.flags));
     UHMM_TRY(read_switch("UHMM_SOFT_KIND", "private", "coherent", UHMM_CONFIG_COHERENT, &config.flags));
+    UHMM_TRY(read_switch("UHMM_NO_REPORT", "0", "1", UHMM_CONFIG_NO_REPORT, &config.flags));
     UHMM_TRY(read_rung(&config.fault_rung));
   }
   if (config.fault_rung > UHMM_FAULTS_USER_MODE || config.reserved != 0)

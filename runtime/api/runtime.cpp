@@ -58,6 +58,7 @@ Runtime::Runtime()
       streams(context),
       devices(context, faults, streams),
       notifier(context.events),
+      reporter(context),
       acquired(Arena::instance().resource()) {}
 
 Status Runtime::start(const uhmm_config& config) {
@@ -91,6 +92,11 @@ Status Runtime::start(const uhmm_config& config) {
     });
     UHMM_TRY(added);
   }
+  if ((config.flags & UHMM_CONFIG_NO_REPORT) == 0 && !reporter.start().ok()) {
+    char why[kDetailBytes];
+    save_detail(why);
+    log::write(log::Level::Info, "`uhmm maps` can't ask this process: %s", why);
+  }
   return {};
 }
 
@@ -119,6 +125,7 @@ Status Runtime::add_device(const uhmm_device_desc& desc, std::uint32_t* processo
 }
 
 Status Runtime::stop() {
+  reporter.stop();
   // A start that failed before there were workers has nothing to bring back, and nobody to do it.
   Status status;
   if (context.workers.thread_count() != 0)
@@ -164,6 +171,7 @@ void Runtime::after_fork_in_child() {
   context.workers.forget_threads();
   streams.forget_threads();
   notifier.forget_thread();
+  reporter.forget_thread();
   for (engine::DeviceSlot& slot : context.slots)
     if (slot.device != nullptr) slot.device->abandon_after_fork();
   // Descriptors of the parent's memory, of no use here. Its mappings stay its own: they are not inherited.

@@ -7,6 +7,7 @@
 
 #include "runtime/engine/device_table.hpp"
 #include "runtime/engine/pool_calls.hpp"
+#include "runtime/engine/reporter.hpp"
 #include "runtime/trace/notifier.hpp"
 
 namespace uhmm::api {
@@ -39,6 +40,7 @@ class Runtime {
   engine::Streams streams;
   engine::DeviceTable devices;
   trace::Notifier notifier;
+  engine::Reporter reporter;
   // Taken on worker threads only: initialisation, shutdown, devices, pools, acquires.
   RankedMutex<LockRank::Lifecycle> lifecycle;
   std::pmr::vector<Acquired> acquired;  // guarded by lifecycle

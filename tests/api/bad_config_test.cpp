@@ -59,7 +59,7 @@ TEST_F(BadConfig, StructFieldsOutOfRange) {
       {"fault_rung", [](uhmm_config& c) { c.fault_rung = 4; }},
       {"reserved", [](uhmm_config& c) { c.reserved = 1; }},
       {"flags", [](uhmm_config& c) { c.flags |= 0x80000000; }},
-      {"flags", [](uhmm_config& c) { c.flags |= 0x8; }},
+      {"flags", [](uhmm_config& c) { c.flags |= 0x10; }},
   };
   for (const auto& row : rows) {
     SCOPED_TRACE(row.field);
@@ -80,7 +80,7 @@ TEST_F(BadConfig, StructSize) {
 constexpr const char* kNumbers[] = {"UHMM_SOFT_DEVICES",    "UHMM_DEVICE_MEMORY", "UHMM_DEVICE_WORKERS",
                                     "UHMM_SERVICE_THREADS", "UHMM_STAGING",       "UHMM_FAULT_AROUND",
                                     "UHMM_LINK_LATENCY_NS", "UHMM_LINK_BANDWIDTH"};
-constexpr const char* kWords[] = {"UHMM_NO_MOVE", "UHMM_SOFT_KIND", "UHMM_LOG", "UHMM_FAULTS"};
+constexpr const char* kWords[] = {"UHMM_NO_MOVE", "UHMM_NO_REPORT", "UHMM_SOFT_KIND", "UHMM_LOG", "UHMM_FAULTS"};
 
 TEST_F(BadConfig, EveryVariableTriedIsNamedInTheHeader) {
   std::ifstream file(std::string(UHMM_INCLUDE_DIR) + "/uhmm/uhmm.h");

@@ -10,12 +10,6 @@ namespace {
 class Capacity : public RuntimeTest {
  protected:
   bool starts_itself() const override { return false; }
-  void start_with(const std::function<void(uhmm_config&)>& change) {
-    stop();
-    uhmm_config config = test_config();
-    change(config);
-    start(config);
-  }
 };
 
 TEST_F(Capacity, MoreDataThanDeviceMemoryIsEvictedAndRight) {

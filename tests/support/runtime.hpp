@@ -249,6 +249,13 @@ class RuntimeTest : public testing::Test {
     running_ = true;
     UHMM_ASSERT_OK(uhmm_stream_create(1, &stream_));
   }
+  // Again, with another configuration.
+  void start_with(const std::function<void(uhmm_config&)>& change) {
+    stop();
+    uhmm_config config = test_config();
+    change(config);
+    start(config);
+  }
   void stop() {
     if (!std::exchange(running_, false)) return;
     const uhmm_status ended = uhmm_shutdown();

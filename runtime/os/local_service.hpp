@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a tool asks a running program for a file: an abstract socket named after the program's process number. Only root
+// and the program's own user are answered, and the caller learns which process it is that answers.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+
+#include "runtime/base/status.hpp"
+
+namespace uhmm::os {
+
+class LocalService {
+ public:
+  LocalService() = default;
+  LocalService(const LocalService&) = delete;
+  LocalService& operator=(const LocalService&) = delete;
+  ~LocalService() { close(); }
+
+  // For the calling process. Errors: BUSY (somebody has the name), SYSTEM (no sockets here).
+  Status open();
+  // Waits for a caller that has the right to ask; who has not is hung up on. -1 after stop(). Calls never block
+  // for longer than a second on what a caller does.
+  int accept() const;
+  // Any thread: ends accept(), now and later.
+  void stop() const;
+  void close();
+
+ private:
+  int fd_ = -1;
+};
+
+// What the caller of a process gets from it: the descriptor of a file, which is the caller's to close.
+// Errors: NOT_FOUND (no such service), PERMISSION (another process has taken its name, or it did not want to answer),
+// TIMEOUT, SYSTEM.
+Result<int> ask_local_service(pid_t process, int timeout_ms);
+
+// An empty file in memory, close-on-exec. -1 with errno.
+int make_empty_file(const char* name);
+// 0 or an errno.
+int write_all(int file, const void* bytes, std::size_t size);
+void close_descriptor(int fd);
+
+}  // namespace uhmm::os

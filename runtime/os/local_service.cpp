@@ -3,6 +3,7 @@
 
 #include <sys/mman.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -28,6 +29,12 @@ Address address_of(pid_t process) {
   return out;
 }
 
+// 0: none.
+std::uint64_t file_number(int fd) {
+  struct stat facts {};
+  return fstat(fd, &facts) == 0 && S_ISSOCK(facts.st_mode) ? facts.st_ino : 0;
+}
+
 bool peer(int socket, ucred* out) {
   socklen_t bytes = sizeof(*out);
   return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, out, &bytes) == 0;
@@ -36,7 +43,7 @@ bool peer(int socket, ucred* out) {
 }  // namespace
 
 Status LocalService::open() {
-  const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  const int fd = above_stdio(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
   if (fd < 0) return fail_errno("socket(AF_UNIX)", errno);
   const Address address = address_of(getpid());
   if (bind(fd, reinterpret_cast<const sockaddr*>(&address.name), address.bytes) != 0 || listen(fd, 8) != 0) {
@@ -46,11 +53,14 @@ Status LocalService::open() {
     return fail_errno("listening on a local socket", error);
   }
   fd_ = fd;
+  file_ = file_number(fd);
   return {};
 }
 
+bool LocalService::still_ours() const { return fd_ >= 0 && file_ != 0 && file_number(fd_) == file_; }
+
 int LocalService::accept() const {
-  for (;;) {
+  while (still_ours()) {
     const int caller = ::accept4(fd_, nullptr, nullptr, SOCK_CLOEXEC);
     if (caller < 0) {
       if (errno == EINTR || errno == ECONNABORTED) continue;
@@ -68,14 +78,22 @@ int LocalService::accept() const {
     }
     ::close(caller);
   }
+  return -1;
 }
 
 void LocalService::stop() const {
-  if (fd_ >= 0) (void)shutdown(fd_, SHUT_RDWR);
+  if (fd_ < 0) return;
+  if (still_ours()) {
+    (void)shutdown(fd_, SHUT_RDWR);
+    return;
+  }
+  // Who waits still does so at the socket that was ours: a call of our own wakes it.
+  Result<int> woken = ask_local_service(getpid(), 0);
+  if (woken.ok()) ::close(*woken);
 }
 
 void LocalService::close() {
-  if (fd_ >= 0) ::close(fd_);
+  if (still_ours()) ::close(fd_);
   fd_ = -1;
 }
 

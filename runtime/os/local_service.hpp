@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <cstddef>
+#include <cstdint>
 
 #include "runtime/base/status.hpp"
 
@@ -20,15 +21,19 @@ class LocalService {
 
   // For the calling process. Errors: BUSY (somebody has the name), SYSTEM (no sockets here).
   Status open();
-  // Waits for a caller that has the right to ask; who has not is hung up on. -1 after stop(). Calls never block
-  // for longer than a second on what a caller does.
+  // Waits for a caller that has the right to ask; who has not is hung up on. Sending to one blocks for a second at
+  // most. -1 after stop(), and when the program has closed our descriptor: its number may mean a socket of the program
+  // by now.
   int accept() const;
   // Any thread: ends accept(), now and later.
   void stop() const;
   void close();
 
  private:
+  bool still_ours() const;
+
   int fd_ = -1;
+  std::uint64_t file_ = 0;  // what the kernel calls our socket, whatever has its number
 };
 
 // What the caller of a process gets from it: the descriptor of a file, which is the caller's to close.

@@ -103,15 +103,6 @@ pid_t run_helper(void (*body)(void*), void* argument, void* stack_top) {
 #endif
 }
 
-int above_stdio(int fd) {
-  if (fd < 0 || fd > 2) return fd;
-  const int moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-  const int error = errno;
-  close(fd);
-  errno = error;
-  return moved;
-}
-
 }  // namespace
 
 int spawn_process(void (*child_main)(void*), void* argument, void* stack_top, SpawnedProcess* out) {
@@ -141,6 +132,15 @@ int spawn_process(void (*child_main)(void*), void* argument, void* stack_top, Sp
 
 bool spawning_in_this_thread() { return spawning; }
 bool in_device_process() { return device_process.load(std::memory_order_relaxed); }
+
+int above_stdio(int fd) {
+  if (fd < 0 || fd > 2) return fd;
+  const int moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+  const int error = errno;
+  close(fd);
+  errno = error;
+  return moved;
+}
 
 int open_own_pidfd() { return above_stdio(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0))); }
 

@@ -67,6 +67,9 @@ void fatal_details(void* siginfo, void* ucontext, std::uint64_t* address, std::u
 
 // ---------------------------------------------------------------- descriptors
 
+// Gives the descriptor a number that no standard stream has: a program that has closed one may open another in its
+// place. -1 stays -1, errno too.
+int above_stdio(int fd);
 // A sparse shared memory file that nobody can resize: its offsets are addresses. -1 with errno. [0, 2] are never used.
 int make_memory_file(const char* name, std::uint64_t bytes);
 // Both ends close-on-exec, message oriented, above stdio; `ends[0]` receives the sender's identity. 0 or an errno.

@@ -19,21 +19,14 @@ extern "C" __attribute__((weak)) void __asan_get_shadow_mapping(std::size_t* sca
 namespace uhmm::os {
 namespace {
 
-int raised(int fd) {
-  if (fd > 2) return fd;
-  const int moved = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-  close(fd);
-  return moved;
-}
-
 int error_of(long result) { return result < 0 ? errno : 0; }
 
 }  // namespace
 
 int make_channel(int ends[2]) {
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) return errno;
-  ends[0] = raised(ends[0]);
-  ends[1] = raised(ends[1]);
+  ends[0] = above_stdio(ends[0]);
+  ends[1] = above_stdio(ends[1]);
   const int on = 1;
   if (ends[0] >= 0 && ends[1] >= 0 && setsockopt(ends[0], SOL_SOCKET, SO_PASSCRED, &on, sizeof(on)) == 0) return 0;
   const int error = errno;
@@ -90,7 +83,7 @@ int receive_message(int socket, void* bytes, std::size_t size, int timeout_ms, M
     if (header->cmsg_type == SCM_RIGHTS) {
       int fd = -1;
       std::memcpy(&fd, CMSG_DATA(header), sizeof(fd));
-      out->fd = raised(fd);
+      out->fd = above_stdio(fd);
     } else if (header->cmsg_type == SCM_CREDENTIALS) {
       ucred sender{};
       std::memcpy(&sender, CMSG_DATA(header), sizeof(sender));

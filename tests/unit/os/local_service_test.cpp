@@ -3,8 +3,12 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <thread>
 
 #include "runtime/os/process.hpp"
@@ -70,6 +74,47 @@ TEST(LocalService, StoppingEndsTheWaitForCallers) {
   service.stop();
   server.join();
   EXPECT_EQ(service.accept(), -1);
+}
+
+// What a program that closes every descriptor does: by then the number may be that of a socket of its own.
+TEST(LocalService, AProgramsSocketIsNotMistakenForOurs) {
+  const int next = dup(STDOUT_FILENO);
+  close(next);
+  LocalService service;
+  ASSERT_TRUE(service.open().ok());
+  const int ours = dup(next);  // the kernel's socket lives on
+  const int theirs = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  sockaddr_un name{AF_UNIX, {}};
+  ASSERT_EQ(bind(theirs, reinterpret_cast<sockaddr*>(&name), sizeof(sa_family_t)), 0);  // any abstract name
+  ASSERT_EQ(listen(theirs, 1), 0);
+  ASSERT_EQ(dup2(theirs, next), next);
+  socklen_t size = sizeof(name);
+  ASSERT_EQ(getsockname(theirs, reinterpret_cast<sockaddr*>(&name), &size), 0);
+  const int caller = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  ASSERT_EQ(connect(caller, reinterpret_cast<sockaddr*>(&name), size), 0);
+  EXPECT_EQ(service.accept(), -1);
+  service.close();
+  EXPECT_GE(fcntl(next, F_GETFD), 0) << "not ours to close";
+  const int accepted = accept4(next, nullptr, nullptr, SOCK_CLOEXEC);
+  EXPECT_GE(accepted, 0) << "the caller is still there";
+  for (const int fd : {next, ours, theirs, caller, accepted}) close(fd);
+}
+
+TEST(LocalService, StoppingAlsoWhenItsDescriptorIsGone) {
+  const int next = dup(STDOUT_FILENO);
+  close(next);
+  LocalService service;
+  ASSERT_TRUE(service.open().ok());
+  std::atomic<bool> waiting{false};
+  std::thread server([&] {
+    waiting.store(true);
+    for (int caller = service.accept(); caller >= 0; caller = service.accept()) close_descriptor(caller);
+  });
+  while (!waiting.load()) std::this_thread::yield();
+  // The program does this to us without any agreement, so a race is what is meant: not a call that TSan watches.
+  ASSERT_EQ(syscall(SYS_close, next), 0);
+  service.stop();
+  server.join();
 }
 
 TEST(LocalService, WhoDoesNotAnswerTimesOut) {

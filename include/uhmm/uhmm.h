@@ -312,9 +312,11 @@ UHMM_API uhmm_status uhmm_range_set_pool(const void* address, uhmm_pool pool);
  * Make existing memory managed: [address, address + length), mapped read-write, private anonymous (heap, stack, bss,
  * mmap) or shared memory (shared anonymous, memfd, POSIX shm). It costs nothing until something of it
  * goes to a device. Unregister memory before unmapping or reusing it.
+ * Pages that were lost under an earlier registration are lost again (see uhmm_discard).
  * Errors: INVALID (NULL, length 0, wraps, or beyond user space); OVERLAP (with a registered range); FAULT (a hole or
- * memory without read and write permission; the detail names the address); NOT_SUPPORTED (file mappings, hugetlb,
- * device mappings, System V shared memory, which userfaultfd refuses); NO_MEMORY.
+ * memory without read and write permission; the detail names the address); DATA_LOST (memory that an earlier
+ * registration left behind lost, on a kernel without UFFDIO_POISON: map it anew); NOT_SUPPORTED (file mappings,
+ * hugetlb, device mappings, System V shared memory, which userfaultfd refuses); NO_MEMORY.
  */
 UHMM_API uhmm_status uhmm_register(void* address, size_t length);
 /*
@@ -395,8 +397,10 @@ typedef enum uhmm_access { UHMM_ACCESS_READ = 1, UHMM_ACCESS_WRITE = 2, UHMM_ACC
  * mapped there and stay until uhmm_release with the same arguments. READ keeps other copies; WRITE promises that every
  * byte is overwritten (contents need not be copied). CPU accesses to acquired pages are served as always and may
  * take pages away, so do not touch memory that is acquired for writing on a device.
- * Errors: INVALID; NOT_REGISTERED; NO_DEVICE; DEVICE_LOST; DEVICE_FULL (not all of it fits: nothing is held);
- * DATA_LOST (a page of it is lost).
+ * Restarting or removing the device, or shutting down, does not wait for the release: the memory comes home.
+ * Errors: INVALID; NOT_REGISTERED; NO_DEVICE; DEVICE_LOST; DEVICE_FULL (not all of it fits, or the kernel has pinned a
+ * page for I/O: nothing is held; contents are kept, except that WRITE may already have given up pages beside a pinned
+ * one); DATA_LOST (a page of it is lost).
  */
 UHMM_API uhmm_status uhmm_acquire(void* address, size_t length, uhmm_processor processor, uhmm_access access);
 /* End an acquire. Errors: as uhmm_acquire; NOT_FOUND (no such acquire). */

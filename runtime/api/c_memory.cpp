@@ -54,14 +54,8 @@ Status acquire_for_write(Runtime& rt, ByteRange bytes, std::uint32_t device, Cou
   return counts.status;
 }
 
-Status acquire(Runtime& rt, ByteRange bytes, std::uint32_t processor, uhmm_access access) {
-  const std::scoped_lock lock(rt.lifecycle);
+Status get_hold(Runtime& rt, ByteRange bytes, std::uint32_t processor, uhmm_access access) {
   Counts counts;
-  try {
-    rt.acquired.reserve(rt.acquired.size() + 1);
-  } catch (const std::bad_alloc&) {
-    return fail(UHMM_ERR_NO_MEMORY, "no memory to note an acquire");
-  }
   if (processor == UHMM_CPU) {
     const Want want = access == UHMM_ACCESS_READ ? Want::Duplicate : Want::Move;
     counts = engine::migrate(rt.context, {bytes, UHMM_CPU, want, UHMM_CAUSE_ACQUIRE});
@@ -88,17 +82,35 @@ Status acquire(Runtime& rt, ByteRange bytes, std::uint32_t processor, uhmm_acces
       return fail(status.code(), "%s", detail);
     }
   }
-  rt.acquired.push_back({bytes, processor, access});
   return {};
 }
 
+Status acquire(Runtime& rt, ByteRange bytes, std::uint32_t processor, uhmm_access access) {
+  auto noted = rt.acquired.end();
+  try {
+    const std::scoped_lock lock(rt.acquires_mutex);
+    noted = rt.acquired.insert(rt.acquired.end(), {bytes, processor, access, false});
+  } catch (const std::bad_alloc&) {
+    return fail(UHMM_ERR_NO_MEMORY, "no memory to note an acquire");
+  }
+  const Status got = get_hold(rt, bytes, processor, access);
+  const std::scoped_lock lock(rt.acquires_mutex);
+  if (got.ok())
+    noted->ready = true;
+  else
+    rt.acquired.erase(noted);
+  return got;
+}
+
 Status release(Runtime& rt, ByteRange bytes, std::uint32_t processor, uhmm_access access) {
-  const std::scoped_lock lock(rt.lifecycle);
-  const auto found = std::find_if(rt.acquired.begin(), rt.acquired.end(), [&](const api::Acquired& one) {
-    return one.bytes == bytes && one.processor == processor && one.access == access;
-  });
-  if (found == rt.acquired.end()) return fail(UHMM_ERR_NOT_FOUND, "there is no such acquire");
-  rt.acquired.erase(found);
+  {
+    const std::scoped_lock lock(rt.acquires_mutex);
+    const auto found = std::find_if(rt.acquired.begin(), rt.acquired.end(), [&](const api::Acquired& one) {
+      return one.bytes == bytes && one.processor == processor && one.access == access && one.ready;
+    });
+    if (found == rt.acquired.end()) return fail(UHMM_ERR_NOT_FOUND, "there is no such acquire");
+    rt.acquired.erase(found);
+  }
   return processor == UHMM_CPU ? Status{} : engine::hold(rt.context, bytes, DeviceIndex{processor - 1}, false);
 }
 
@@ -114,12 +126,15 @@ uhmm_status acquire_or_release(void* address, std::size_t length, uhmm_processor
 
 // Data for and from a device travels through runtime memory in pieces of this size.
 constexpr std::size_t kPiece = std::size_t{256} << 10;
+// Accesses under way at once.
+constexpr std::uint32_t kAccessThreads = 4;
 
 struct Piece {
   Status status;
   std::byte* buffer = nullptr;
 };
-Piece get_piece() {
+Piece get_piece(Runtime& rt) {
+  if (const Status started = rt.context.accesses.start_once(kAccessThreads); !started.ok()) return {started, nullptr};
   auto* buffer = static_cast<std::byte*>(Arena::instance().allocate(kPiece, 64));
   if (buffer == nullptr) return {fail(UHMM_ERR_NO_MEMORY, "no memory for a transfer buffer"), nullptr};
   return {{}, buffer};
@@ -175,7 +190,7 @@ uhmm_status device_access(uhmm_processor processor, std::uint64_t address, void*
   if (buffer == nullptr) return fail(UHMM_ERR_INVALID, "the buffer is NULL").code();
   if (const Status good = api::check_processor(processor, false); !good.ok()) return good.code();
   const DeviceIndex index{processor - 1};
-  const Piece piece = rt->context.workers.call([]() { return get_piece(); });
+  const Piece piece = rt->context.workers.call([rt]() { return get_piece(*rt); });
   if (!piece.status.ok()) return piece.status.code();
   auto* user = static_cast<std::byte*>(buffer);
   Status status = rt->context.workers.call([rt, bytes]() { return engine::check_registered(rt->context, bytes); });
@@ -190,7 +205,8 @@ uhmm_status device_access(uhmm_processor processor, std::uint64_t address, void*
     const std::size_t part = std::min(kPiece, length - done);
     // The program's buffer is touched here, on its own thread, with no lock held: it may be managed memory.
     if (write) std::copy_n(user + done, part, piece.buffer);
-    status = rt->context.workers.call([rt, index, at = bytes.begin + done, buffer_at = piece.buffer, part, write]() {
+    // Not on the workers: it may wait for a release, or for the device's end, which need one.
+    status = rt->context.accesses.call([rt, index, at = bytes.begin + done, buffer_at = piece.buffer, part, write]() {
       return access_piece(*rt, index, at, buffer_at, part, write);
     });
     if (!write && status.ok()) std::copy_n(piece.buffer, part, user + done);

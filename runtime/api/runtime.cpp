@@ -5,6 +5,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <thread>
 
 #include "backends/soft/soft_device.hpp"
 #include "runtime/api/config.hpp"
@@ -20,21 +21,29 @@ enum class State : int { Off, Starting, On, Stopping, Forked };
 std::atomic<State> state{State::Off};
 Runtime* runtime = nullptr;
 
+// Forks between their two handlers: the runtime doesn't end meanwhile.
+std::atomic<std::uint32_t> forks{0};
+thread_local bool gate_closed = false;
+
 void prepare_fork() {
   if (os::spawning_in_this_thread()) return;
-  if (state.load() == State::On) runtime->before_fork();
+  forks.fetch_add(1);
+  gate_closed = state.load() == State::On;
+  if (gate_closed) runtime->before_fork();
   // After that: this thread's stack is at home and stays there.
   Arena::instance().lock_for_fork();
 }
 void parent_after_fork() {
   if (os::spawning_in_this_thread()) return;
   Arena::instance().unlock_after_fork();
-  if (state.load() == State::On) runtime->after_fork_in_parent();
+  if (gate_closed) runtime->after_fork_in_parent();
+  forks.fetch_sub(1);
 }
 void child_after_fork() {
   if (os::spawning_in_this_thread()) return;
   Arena::instance().unlock_after_fork();
-  if (state.load() == State::On) runtime->after_fork_in_child();
+  forks.store(0);
+  if (gate_closed) runtime->after_fork_in_child();
   if (state.load() == State::Off) return;
   // The parent's runtime is left where it is: its locks may be held by threads that are not here.
   runtime = nullptr;
@@ -131,6 +140,7 @@ Status Runtime::stop() {
   if (context.workers.thread_count() != 0)
     status = context.workers.call([this]() -> Status {
       const std::scoped_lock lock(lifecycle);
+      for (engine::DeviceSlot& slot : context.slots) slot.holds_end.store(true);
       streams.end_streams(kMaxDevices);
       Status result = engine::unregister_all(context);
       for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
@@ -142,6 +152,7 @@ Status Runtime::stop() {
     });
   notifier.stop();
   faults.stop();
+  context.accesses.stop();
   context.workers.stop();
   context.staging.close();
   context.process.close();
@@ -169,6 +180,7 @@ void Runtime::after_fork_in_parent() {
 void Runtime::after_fork_in_child() {
   faults.forget_threads();
   context.workers.forget_threads();
+  context.accesses.forget_threads();
   streams.forget_threads();
   notifier.forget_thread();
   reporter.forget_thread();
@@ -263,6 +275,7 @@ uhmm_status uhmm_shutdown(void) {
     State expected = State::On;
     if (!api::state.compare_exchange_strong(expected, State::Stopping))
       return fail(UHMM_ERR_NOT_INITIALIZED, "another thread is shutting the runtime down");
+    while (api::forks.load() != 0) std::this_thread::yield();
     runtime_epoch.fetch_add(1);
     const Status status = api::runtime->stop();
     destroy_in_arena(api::runtime);

@@ -2,8 +2,8 @@
 // The composition root: what uhmm_init() makes. One at a time, in the arena.
 #pragma once
 
+#include <list>
 #include <memory_resource>
-#include <vector>
 
 #include "runtime/engine/device_table.hpp"
 #include "runtime/engine/pool_calls.hpp"
@@ -16,6 +16,7 @@ struct Acquired {
   ByteRange bytes;
   std::uint32_t processor = 0;
   uhmm_access access = UHMM_ACCESS_READ;
+  bool ready = false;  // else uhmm_acquire() is still at work
 };
 
 class Runtime {
@@ -41,9 +42,11 @@ class Runtime {
   engine::DeviceTable devices;
   trace::Notifier notifier;
   engine::Reporter reporter;
-  // Taken on worker threads only: initialisation, shutdown, devices, pools, acquires.
+  // Taken on worker threads only: initialisation, shutdown, devices, pools.
   RankedMutex<LockRank::Lifecycle> lifecycle;
-  std::pmr::vector<Acquired> acquired;  // guarded by lifecycle
+  // Not the lifecycle's: who removes a device waits for kernels, and they may wait for a release.
+  RankedMutex<LockRank::Acquires> acquires_mutex;
+  std::pmr::list<Acquired> acquired;  // guarded by acquires_mutex
 };
 
 // The runtime, or nullptr with the thread's detail set and *why filled.

@@ -18,6 +18,7 @@ namespace uhmm::inject {
   X(ReadManaged)            \
   X(CopyToManaged)          \
   X(DropManaged)            \
+  X(Poison)                 \
   X(Arm)                    \
   X(ArenaAlloc)             \
   X(DeviceReserve)          \

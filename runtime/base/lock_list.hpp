@@ -6,6 +6,7 @@
 // X(identifier, rank, protects, may be held across)
 #define UHMM_LOCK_LIST(X)                                                                                           \
   X(Lifecycle, 10, "initialisation, shutdown, adding and removing devices and pools", "everything below")           \
+  X(Acquires, 20, "the list of what is acquired", "nothing that waits")                                             \
   X(VaSpace, 30, "shared: ranges and blocks exist; exclusive: they are added and removed", "everything below")      \
   X(StreamTable, 40, "the tables of streams and fences", "nothing that waits")                                      \
   X(Stream, 45, "one stream's queue and fence states", "nothing that waits")                                        \
@@ -19,5 +20,6 @@
   X(DeviceChannel, 80, "one request to a device process at a time", "the device process's answer")                  \
   X(Staging, 90, "which staging slots are in use and which of their pages are filled", "nothing that waits")        \
   X(Workers, 95, "the queue of the worker threads", "nothing that waits")                                           \
+  X(Patience, 97, "since when faults of a device can't be served", "nothing that waits")                            \
   X(Trace, 100, "subscriptions to events", "nothing that waits")                                                    \
   X(Arena, 110, "the metadata arena's pools", "nothing that waits")

@@ -2,18 +2,9 @@
 #include "runtime/engine/coherent.hpp"
 
 #include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/host_pages.hpp"
 
 namespace uhmm::engine {
-namespace {
-
-// New mappings are not watched yet: while the range is armed they have to be, before anything of them can be absent.
-void watch_again(Context& context, Range& range, ByteRange pages) {
-  const std::scoped_lock lock(range.arm_mutex);
-  if (range.armed) (void)context.uffd.register_range(pages, os::kMissing | os::kWriteProtect);
-}
-
-}  // namespace
-
 void map_in_place(Context& context, const Segment& segment, DeviceIndex index, const PageMask& pages) {
   Device* device = context.healthy(index);
   if (device == nullptr || !device->capabilities().coherent || segment.range->backing != state::Backing::Private)
@@ -67,6 +58,10 @@ void replace_by_zeros(Context& context, const Segment& segment, const PageMask& 
     std::byte* fresh = os::map_plain(run.bytes());
     if (fresh == nullptr || os::move_mapping(fresh, range) != 0) {
       os::unmap(fresh, run.bytes());
+      // No memory: the device's may not stay readable all the same.
+      if (os::map_bus_error(range) != 0) return;
+      segment.block->bus_error.set(run);
+      segment.block->in_place.reset(run);
       return;
     }
     watch_again(context, *segment.range, range);

@@ -8,6 +8,7 @@
 
 #include "runtime/backend/device.hpp"
 #include "runtime/engine/fork_gate.hpp"
+#include "runtime/engine/patience.hpp"
 #include "runtime/engine/staging.hpp"
 #include "runtime/engine/worker_pool.hpp"
 #include "runtime/os/memory.hpp"
@@ -37,6 +38,8 @@ struct DeviceSlot {
   std::atomic<std::uint32_t> swept_life{0};     // of the lives before this one and of this one all is accounted for
   std::atomic<bool> paused{false};              // being restarted or removed: work waits
   std::atomic<bool> shut{false};                // and no page comes there any more
+  std::atomic<bool> holds_end{false};           // it is about to end: acquires keep no memory there from kernels
+  Patience patience;                            // with faults that can't be served
   std::atomic<std::uint32_t> unattached{0};     // registered ranges that the device can't reach yet
   std::atomic<std::uint64_t> current_pages{0};  // pages with a current copy there
   char lost_reason[192] = {};
@@ -84,12 +87,19 @@ struct Context {
   trace::Counters totals;
   ForkGate fork_gate;
   WorkerPool workers;
+  WorkerPool
+      accesses;  // for device reads and writes, which may wait for what the program does next; begun by the first
 
   DeviceSlot& slot(DeviceIndex index) { return slots[index.value]; }
   // The device, if it is present and healthy.
   Device* healthy(DeviceIndex index) {
     DeviceSlot& entry = slots[index.value];
     return entry.device != nullptr && !entry.lost.load(std::memory_order_acquire) ? entry.device : nullptr;
+  }
+  // Was it acquired? Then it is not evicted, unless the device is about to end: that waits for kernels, which may wait
+  // for room.
+  bool is_held(const state::BlockDevice& part) const {
+    return part.holds.load() != 0 && !slots[part.device].holds_end.load();
   }
   void record(uhmm_event_kind kind, uhmm_cause cause, ByteRange bytes, std::uint32_t pages, std::uint32_t processor,
               std::uint64_t duration_ns = 0);

@@ -150,6 +150,14 @@ void free_memory(Context& context, DeviceIndex index, const Segment& segment, co
   context.slot(index).memory.release(part.pool, freed.count());
 }
 
+void forget_memory(Context& context, DeviceIndex index, BlockDevice& part, const PageMask& pages) {
+  const PageMask freed = part.allocated & pages;
+  part.allocated -= freed;
+  part.mapped -= pages;
+  part.writable -= pages;
+  context.slot(index).memory.release(part.pool, freed.count());
+}
+
 void refresh_list(Context& context, DeviceIndex index, BlockDevice& part, bool used) {
   context.slot(index).memory.refresh(&part, part.resident.any(), part.allocated.any(), used);
 }

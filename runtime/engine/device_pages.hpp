@@ -29,6 +29,8 @@ enum class Freeing : std::uint8_t { Now, WithWindow };  // WithWindow: detaching
 void free_memory(Context& context, DeviceIndex device, const Segment& segment, const PageMask& pages,
                  Freeing how = Freeing::Now);
 
+// Account for the device's memory of pages that were unmapped by freeing it.
+void forget_memory(Context& context, DeviceIndex index, BlockDevice& part, const PageMask& pages);
 // Put the block on the list that fits what it holds on the device (block lock held). `used`: the device just used it.
 void refresh_list(Context& context, DeviceIndex device, BlockDevice& part, bool used);
 

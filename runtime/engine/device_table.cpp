@@ -79,6 +79,8 @@ void DeviceTable::end_device(DeviceIndex index) {
 Status DeviceTable::remove(DeviceIndex index) {
   DeviceSlot& slot = context_.slot(index);
   if (slot.device == nullptr) return fail(UHMM_ERR_NO_DEVICE, "there is no device %u", index.processor());
+  // The streams' work may wait for memory that is held.
+  slot.holds_end.store(true);
   streams_.refuse_streams(index);
   Status status;
   {
@@ -183,13 +185,23 @@ void DeviceTable::end_pool(std::uint32_t index) {
     for (const auto& [begin, range] : context_.space.ranges())
       if (range->pool.load() == index) range->pool.store(0);
   }
-  // What another thread noted or is calling right now comes to its end first.
+  // What another thread noted or is calling right now comes to its end first; whoever asks from here on is told that
+  // there is no owner.
+  pool.id.store(0);
   while (pool.calls.load() != 0) std::this_thread::yield();
   const std::unique_lock lock(context_.space.mutex());
   context_.slot(DeviceIndex{pool.device}).memory.remove_pool(index);
-  pool.id.store(0);
   pool.ops = UHMM_POOL_OPS_INIT;
 }
+
+namespace {
+
+bool has_part(Block& block, DeviceIndex index) {
+  const std::scoped_lock lock(block.mutex);
+  return block.find_device(index) != nullptr;
+}
+
+}  // namespace
 
 Status DeviceTable::set_pool(VirtAddr address, std::uint64_t id) {
   const std::uint32_t index = find_pool(id);
@@ -214,7 +226,7 @@ Status DeviceTable::set_pool(VirtAddr address, std::uint64_t id) {
     for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
       const bool concerned =
           (index != 0 && context_.pools[index].device == i) || (old != 0 && context_.pools[old].device == i);
-      if (concerned && block->find_device(DeviceIndex{i}) != nullptr &&
+      if (concerned && has_part(*block, DeviceIndex{i}) &&
           !evict_block(context_, *block, DeviceIndex{i}, UHMM_CAUSE_USER).ok())
         status = fail(UHMM_ERR_DATA_LOST, "some pages could not be brought back");
     }

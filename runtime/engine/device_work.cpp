@@ -41,11 +41,13 @@ Status begin_device_work(Context& context, DeviceIndex index, Device** out) {
 
 DevicePause::DevicePause(Context& context, DeviceIndex index) : context_(context), slot_(context.slot(index)) {
   slot_.paused.store(true);
+  slot_.holds_end.store(true);
   // What waits for a device that was lost returns soon, and lets go of it.
   while (slot_.device->busy()) std::this_thread::yield();
 }
 
 DevicePause::~DevicePause() {
+  slot_.holds_end.store(false);
   slot_.shut.store(false);
   slot_.paused.store(false);
   slot_.paused.notify_all();

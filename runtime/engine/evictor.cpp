@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/engine/evictor.hpp"
 
+#include <algorithm>
+
 #include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/device_work.hpp"
 #include "runtime/policy/eviction.hpp"
 
 namespace uhmm::engine {
@@ -34,7 +37,7 @@ void free_retained(Context& context, Block& block, DeviceIndex index) {
 void age_one(Context& context, DeviceIndex index, std::uint32_t pool, ByteRange avoid) {
   state::DeviceMemory& memory = context.slot(index).memory;
   BlockDevice* part = policy::choose_for_aging(memory, pool, [&](const BlockDevice& candidate) {
-    return !avoid.contains(candidate.block->base) && candidate.holds.load() == 0;
+    return !avoid.contains(candidate.block->base) && !context.is_held(candidate);
   });
   if (part == nullptr) return;
   const std::scoped_lock lock(part->block->mutex);
@@ -52,14 +55,20 @@ Status evict(Context& context, Block& block, const PageMask& pages, DeviceIndex 
   UHMM_TRY(context.space.for_each_segment(
       {block.base, block.base + kBlockBytes}, false, [&](const Segment& segment) -> Status {
         if (!pinned_too && segment.range->advice.pinned.load()) return {};
-        PageMask held;
+        PageMask only_there;
+        PageMask shared;
         {
           const std::scoped_lock lock(block.mutex);
-          if (const BlockDevice* part = block.find_device(index))
-            held = part->resident & pages & PageMask::of(segment.run);
+          if (const BlockDevice* part = block.find_device(index)) {
+            const PageMask there = part->resident & pages & PageMask::of(segment.run);
+            shared = there & block.system;
+            only_there = there.minus(shared);
+          }
         }
-        if (held.none()) return {};
-        const Outcome out = to_system(context, segment, held, Want::Move, cause);
+        Outcome out;
+        // Copies that other devices have of them stay.
+        if (shared.any()) out += end_copies_of(context, segment, shared, index, cause);
+        if (only_there.any()) out += to_system(context, segment, only_there, Want::Move, cause);
         if (out.moved + out.there != 0)
           context.record(UHMM_EVENT_EVICT, cause, block.range_of(segment.run),
                          static_cast<std::uint32_t>(out.moved + out.there), index.processor());
@@ -79,7 +88,7 @@ void make_room(Context& context, const Segment& segment, std::uint32_t page, Dev
   const PageMask one = PageMask::of({page, 1});
   const std::uint32_t pool = needed(segment, one, index).pool;
   state::DeviceMemory& memory = context.slot(index).memory;
-  const auto elsewhere = [&](const BlockDevice& part) { return part.block != segment.block && part.holds.load() == 0; };
+  const auto elsewhere = [&](const BlockDevice& part) { return part.block != segment.block && !context.is_held(part); };
   const auto may_go = [&](const BlockDevice& part) { return elsewhere(part) && !pinned(context, *part.block); };
   // A shortage of this moment: others have room that they don't use yet, or something can go by now.
   if (memory.promised(pool) || memory.oldest(MemoryList::Retained, pool, elsewhere) != nullptr ||
@@ -112,32 +121,45 @@ Status Reservation::obtain(Budget need, ByteRange avoid) {
   // Every round frees something, or passes over a block that can't go now; enough of those in a row end the search.
   constexpr int kMostPassedOver = 64;
   int passed_over = 0;
+  const auto may_go = [&](const BlockDevice& part) { return elsewhere(part) && !context_.is_held(part); };
+  const BlockDevice* freed_before = nullptr;
   for (;;) {
     if (memory.reserve(need.pool, need.pages)) {
       promised_.pages = need.pages;
+      untaken_.store(need.pages);
       return {};
     }
-    if (BlockDevice* part = memory.oldest(MemoryList::Retained, need.pool, elsewhere)) {
+    if (context_.healthy(device_) == nullptr) return unusable(context_, device_);
+    const bool go_on = passed_over < kMostPassedOver;
+    if (BlockDevice* part = go_on ? memory.oldest(MemoryList::Retained, need.pool, may_go) : nullptr) {
+      if (part == freed_before) ++passed_over;  // the device would not free it
+      freed_before = part;
       free_retained(context_, *part->block, device_);
       continue;
     }
-    BlockDevice* victim = nullptr;
-    if (passed_over < kMostPassedOver) {
-      victim = policy::choose_victim(
-          memory, need.pool, [&](const BlockDevice& part) { return elsewhere(part) && part.holds.load() == 0; });
-    }
+    BlockDevice* victim = go_on ? policy::choose_victim(memory, need.pool, may_go) : nullptr;
     if (victim != nullptr) {
       if (!pinned(context_, *victim->block) && evict_block(context_, *victim->block, device_, UHMM_CAUSE_EVICTION).ok())
         continue;
       ++passed_over;
-      memory.place(victim, MemoryList::Active);  // to the end of the queue
+      // To the end of the queue, unless it has left the lists meanwhile.
+      const std::scoped_lock lock(victim->block->mutex);
+      if (victim->resident.any()) memory.place(victim, MemoryList::Active);
       continue;
     }
     // Nothing more can go: what is free has to do.
     promised_.pages = memory.reserve_some(need.pool, need.pages);
+    untaken_.store(promised_.pages);
     if (promised_.pages != 0) return {};
     return fail(UHMM_ERR_DEVICE_FULL, "device %u is full and nothing there can be evicted", device_.processor());
   }
+}
+
+std::uint64_t Reservation::take(std::uint64_t pages) {
+  std::uint64_t left = untaken_.load();
+  while (!untaken_.compare_exchange_weak(left, left - std::min(left, pages))) {
+  }
+  return std::min(left, pages);
 }
 
 void Reservation::settle(std::uint64_t allocated) {
@@ -146,6 +168,23 @@ void Reservation::settle(std::uint64_t allocated) {
 }
 
 namespace {
+
+// Pages that a child process (a device's is one) shares with the program copy-on-write can be taken only after a write,
+// which the protection of pages shared with any device forbids: the sharing ends first. Pages that the kernel has
+// pinned stay where they are all the same.
+template <typename MoveAgain>
+Outcome after_sharing_ends(Context& context, const Segment& segment, Outcome out, uhmm_cause cause,
+                           MoveAgain&& move_again) {
+  if (!out.status.ok() || out.pages.none()) return out;
+  const Outcome ended = end_sharing(context, segment, out.pages, cause);
+  if (!ended.status.ok()) {
+    out.status = ended.status;
+  } else if (ended.pages.any()) {
+    out.skipped -= ended.pages.count();
+    out += move_again(ended.pages);
+  }
+  return out;
+}
 
 Outcome reserve_and_move(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                          ByteRange avoid) {
@@ -161,19 +200,22 @@ Outcome reserve_and_move(Context& context, const Segment& segment, const PageMas
 
 Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                           ByteRange avoid) {
-  Outcome out = reserve_and_move(context, segment, pages, request, avoid);
-  if (!out.status.ok() || out.pages.none()) return out;
-  // Pages that a child process (a device's is one) shares with the program copy-on-write can be taken only after a
-  // write, which the protection of pages shared with any device forbids: the sharing ends first. Pages that the kernel
-  // has pinned stay where they are all the same.
-  const Outcome ended = end_sharing(context, segment, out.pages, request.cause);
-  if (!ended.status.ok()) {
-    out.status = ended.status;
-  } else if (ended.pages.any()) {
-    out.skipped -= ended.pages.count();
-    out += reserve_and_move(context, segment, ended.pages, request, avoid);
-  }
-  return out;
+  const Outcome out = reserve_and_move(context, segment, pages, request, avoid);
+  return after_sharing_ends(context, segment, out, request.cause, [&](const PageMask& free_again) {
+    return reserve_and_move(context, segment, free_again, request, avoid);
+  });
+}
+
+Outcome migrate_reserved(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
+                         Reservation& reservation) {
+  const auto move = [&](const PageMask& some) {
+    Budget budget = needed(segment, some, request.device);
+    budget.pages = budget.pool == reservation.budget().pool ? reservation.take(budget.pages) : 0;
+    const Outcome out = to_device(context, segment, some, request, budget);
+    reservation.give_back(budget.pages - out.allocated);
+    return out;
+  };
+  return after_sharing_ends(context, segment, move(pages), request.cause, move);
 }
 
 }  // namespace uhmm::engine

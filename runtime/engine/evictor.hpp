@@ -2,6 +2,8 @@
 // Finding room in a device's memory.
 #pragma once
 
+#include <atomic>
+
 #include "runtime/engine/migrator.hpp"
 
 namespace uhmm::engine {
@@ -19,6 +21,11 @@ class Reservation {
   // Errors: DEVICE_FULL (not one page, though some are needed).
   Status obtain(Budget need, ByteRange avoid);
   Budget budget() const { return promised_; }
+  // For operations that share the reservation, on any threads: at most so many pages that none of the others may use,
+  // and what was not allocated of them back.
+  std::uint64_t take(std::uint64_t pages);
+  void give_back(std::uint64_t pages) { untaken_.fetch_add(pages); }
+  DeviceIndex device() const { return device_; }
   // The operation allocated so many of the promised pages; the rest goes back.
   void settle(std::uint64_t allocated);
 
@@ -26,11 +33,16 @@ class Reservation {
   Context& context_;
   DeviceIndex device_;
   Budget promised_;
+  std::atomic<std::uint64_t> untaken_{0};
 };
 
 // to_device() with its own reservation. `avoid`: never evict from there to make room.
 Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                           ByteRange avoid);
+
+// to_device() of a part of what `reservation` was obtained for; the caller settles it when all parts are done.
+Outcome migrate_reserved(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
+                         Reservation& reservation);
 
 // For the one page that a device waits for, after migrate_to_device() found no room: other pages of the same block go,
 // and then what only advice pins. A kernel that can't go on is worse than an advice that is not followed. What is held

@@ -19,14 +19,28 @@ constexpr std::uint32_t kFewestToMove = 16;
 
 VirtAddr in_slot(const Staging::Slot& slot, PageRun run) { return VirtAddr{slot.memory} + run.offset(); }
 
+// Locked or executable memory differs from staging in a way the kernel minds: this range is copied from now on.
+void stop_moving(Context& context, Range& range) {
+  if (range.can_move.exchange(false, std::memory_order_relaxed)) context.count(range, trace::Counter::MoveFallbacks, 1);
+}
+
+unsigned watch_mode(const Context& context, const Range& range) {
+  const bool shared = range.backing == state::Backing::Shared;
+  const os::UffdFeatures& features = context.uffd.features();
+  const bool write_protect = shared ? features.shared_write_protect : features.write_protect;
+  unsigned mode = os::kMissing;
+  if (shared) mode |= os::kMinor;
+  if (write_protect) mode |= os::kWriteProtect;
+  return mode;
+}
+
+}  // namespace
+
 std::byte* in_alias(const Segment& segment, PageRun run) {
   return segment.range->alias + (segment.block->base + run.offset() - segment.range->pages.begin);
 }
 
-// The program unmapped the memory, or put something else there: a page that has nowhere to go is not lost data.
 bool gone_for_good(int error) { return error == ENOENT || error == ESRCH || error == EINVAL || error == EFAULT; }
-
-}  // namespace
 
 Departure::~Departure() {
   if (slot_ == nullptr) return;
@@ -57,6 +71,7 @@ PageMask Departure::take_by_move(const PageMask& pages) {
   bool possible = true;
   pages.for_each_run([&](PageRun run) {
     bool touched = false;
+    bool cleared = false;
     while (run.count != 0 && possible) {
       const VirtAddr from = segment_.block->base + run.offset();
       const os::Progress progress = should_fail(Point::MoveOut)
@@ -67,6 +82,12 @@ PageMask Departure::take_by_move(const PageMask& pages) {
       run = {run.first + done, run.count - done};
       if (done != 0) touched = false;
       if (run.count == 0) break;
+      // Somebody has touched our pages (mlockall): there is nothing of worth in them.
+      if (progress.error == EEXIST && !cleared) {
+        const VirtAddr to = in_slot(*slot_, run);
+        cleared = os::drop_pages({to, to + run.bytes()}) == 0;
+        if (cleared) continue;
+      }
       // EBUSY: shared with a child since a fork, until it is written; or pinned by the kernel for I/O. A write that
       // changes nothing tells them apart: a page that is still busy then is pinned and stays.
       if (progress.error == EBUSY && !touched && os::touch_for_write(segment_.block->base + run.offset())) {
@@ -74,9 +95,7 @@ PageMask Departure::take_by_move(const PageMask& pages) {
         continue;
       }
       if (progress.error == EINVAL) {
-        // Locked or executable memory differs from staging in a way the kernel minds: this range is copied from now on.
-        segment_.range->can_move.store(false, std::memory_order_relaxed);
-        context_.count(*segment_.range, trace::Counter::MoveFallbacks, 1);
+        stop_moving(context_, *segment_.range);
         possible = false;
         break;
       }
@@ -114,15 +133,30 @@ Status Departure::copy_to(DeviceIndex index, const PageMask& pages) {
   return status;
 }
 
+PageMask Departure::let_go(const PageMask& pages) {
+  PageMask gone;
+  (pages & protected_).for_each_run([&](PageRun run) {
+    if (should_fail(Point::DropManaged)) return;
+    if (os::drop_pages(segment_.block->range_of(run)) == 0) {
+      gone.set(run);
+      return;
+    }
+    // Where mappings of several kinds meet, a part of them may have gone.
+    for (std::uint32_t page = run.first; page < run.end(); ++page)
+      if (os::drop_pages(segment_.block->range_of({page, 1})) == 0) gone.set(page);
+  });
+  const PageMask stayed = (pages & protected_).minus(gone);
+  protected_ -= gone;
+  dropped_ |= gone;
+  return pages.minus(stayed);
+}
+
 void Departure::settle(const PageMask& pages) {
   moved_ -= pages;  // the staging pages are free for others now
-  (pages & protected_).for_each_run([&](PageRun run) {
-    // Writers sleep on the protection; the drop turns their next try into a missing fault.
-    const ByteRange range = segment_.block->range_of(run);
-    (void)os::drop_pages(range);
-    context_.uffd.wake(range);
-  });
-  protected_ -= pages;
+  UHMM_CHECK(!pages.intersects(protected_), "the CPU's copies end before the device's count");
+  // Writers sleep on the protection: their next try is a missing fault.
+  (pages & dropped_).for_each_run([&](PageRun run) { context_.uffd.wake(segment_.block->range_of(run)); });
+  dropped_ -= pages;
   unmapped_ -= pages;
 }
 
@@ -211,16 +245,15 @@ bool Arrival::publish_run(PageRun run, bool protect, PageMask& done) {
     const VirtAddr to = segment_.block->base + run.offset();
     os::Progress progress;
     bool left_slot = false;
-    if (staged && !protect && !should_fail(Point::MoveIn)) {
+    if (staged && !protect && segment_.range->can_move.load(std::memory_order_relaxed) && !should_fail(Point::MoveIn)) {
       progress = context_.uffd.move(to, in_slot(*slot_, run), run.bytes());
-      left_slot = true;
-    } else {
-      progress.error = ENOTSUP;
+      left_slot = progress.done != 0;
+      // Locked or protected since it left: the kernel minds where it moves to, not where it copies to.
+      if (progress.error == EINVAL) stop_moving(context_, *segment_.range);
     }
-    if (progress.done == 0 && progress.error != 0 && !gone_for_good(progress.error)) {
+    if (!left_slot) {
       const std::byte* from = staged ? slot_->memory + run.offset()
                                      : aperture(*segment_.range, device_, segment_.block->base + run.offset());
-      left_slot = false;
       progress = should_fail(Point::CopyToManaged) ? os::Progress{0, ENOMEM}
                                                    : context_.uffd.copy(to, from, run.bytes(), protect);
       if (!staged) context_.slot(device_).device->charge_link(progress.done);
@@ -357,16 +390,6 @@ void map_shared_copy(Context& context, const Segment& segment, const PageMask& p
   });
 }
 
-void poison_pages(Context& context, const Segment& segment, const PageMask& pages) {
-  pages.for_each_run([&](PageRun run) {
-    const ByteRange range = segment.block->range_of(run);
-    bool done = false;
-    if (context.uffd.features().poison) done = context.uffd.poison(range).done == range.bytes();
-    if (!done) (void)os::map_bus_error(range);
-    context.uffd.wake(range);
-  });
-}
-
 void drop_cpu_pages(Context& context, const Segment& segment, const PageMask& pages) {
   pages.for_each_run([&](PageRun run) {
     const ByteRange range = segment.block->range_of(run);
@@ -385,12 +408,8 @@ void drop_cpu_pages(Context& context, const Segment& segment, const PageMask& pa
 Status arm(Context& context, Range& range) {
   const std::scoped_lock lock(range.arm_mutex);
   if (!range.armed) {
-    const bool shared = range.backing == state::Backing::Shared;
-    unsigned mode = os::kMissing;
-    if (shared) mode |= os::kMinor;
-    const os::UffdFeatures& features = context.uffd.features();
-    if (shared ? features.shared_write_protect : features.write_protect) mode |= os::kWriteProtect;
-    const int error = should_fail(Point::Arm) ? ENOMEM : context.uffd.register_range(range.pages, mode);
+    const int error =
+        should_fail(Point::Arm) ? ENOMEM : context.uffd.register_range(range.pages, watch_mode(context, range));
     if (error != 0) return fail_errno("registering a range with userfaultfd", error);
     range.armed = true;
   }
@@ -410,6 +429,11 @@ void disarm_locked(Context& context, Range& range) {
 }
 
 }  // namespace
+
+void watch_again(Context& context, Range& range, ByteRange pages) {
+  const std::scoped_lock lock(range.arm_mutex);
+  if (range.armed) (void)context.uffd.register_range(pages, watch_mode(context, range));
+}
 
 void end_departure(Context& context, Range& range) {
   const std::scoped_lock lock(range.arm_mutex);

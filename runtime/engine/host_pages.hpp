@@ -12,7 +12,7 @@
 
 namespace uhmm::engine {
 
-// Pages taken from the program, on their way to a device. Exactly one of settle() and put_back() ends it.
+// Pages taken from the program, on their way to a device. Exactly one of settle() and put_back() ends it for each page.
 class Departure {
  public:
   Departure(Context& context, const Segment& segment) : context_(context), segment_(segment) {}
@@ -24,7 +24,10 @@ class Departure {
   PageMask take(const PageMask& pages);
   // Copy taken pages to the device. On failure nothing is lost: put_back() follows.
   Status copy_to(DeviceIndex device, const PageMask& pages);
-  // The data is elsewhere now: the CPU's copies end.
+  // End the CPU's own copies that are still in place, after copy_to() and before the device's count as current. Returns
+  // the pages of which that is done; put_back() the others.
+  PageMask let_go(const PageMask& pages);
+  // The data is elsewhere now. Wakes who waits for the pages.
   void settle(const PageMask& pages);
   // Give pages back to the CPU unchanged; those in `shared`, which a device still has copies of, write-protected.
   void put_back(const PageMask& pages, const PageMask& shared);
@@ -39,6 +42,7 @@ class Departure {
   Staging::Slot* slot_ = nullptr;
   PageMask moved_;      // in the staging slot
   PageMask protected_;  // still in place, write-protected
+  PageMask dropped_;    // were in place and write-protected
   PageMask unmapped_;   // shared memory: in the page cache, unmapped
 };
 
@@ -82,8 +86,13 @@ Status copy_protected(Context& context, const Segment& segment, DeviceIndex devi
 void serve_home_fault(Context& context, const Segment& segment, const PageMask& pages);
 // Shared memory whose pages a device holds copies of: map them write-protected. Wakes.
 void map_shared_copy(Context& context, const Segment& segment, const PageMask& pages);
-// Make absent pages raise SIGBUS.
-void poison_pages(Context& context, const Segment& segment, const PageMask& pages);
+// Where our own view of shared memory shows these pages.
+std::byte* in_alias(const Segment& segment, PageRun run);
+// From what userfaultfd says of a page: the program unmapped the memory, or put something else there. A page that has
+// nowhere to go is not lost data.
+bool gone_for_good(int error);
+// New mappings are not watched: while the range is armed they have to be, before anything of them can be absent.
+void watch_again(Context& context, Range& range, ByteRange pages);
 // Free the CPU's copies; the pages read as zeros when touched again.
 void drop_cpu_pages(Context& context, const Segment& segment, const PageMask& pages);
 

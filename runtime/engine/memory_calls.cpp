@@ -40,6 +40,23 @@ Status attach_touched(Context& context, ByteRange pages, DeviceIndex device) {
   return {};
 }
 
+// Room for all of it at once, or for nothing: then what is overwritten is not given up before all of it can be.
+bool reserve_all(Context& context, ByteRange pages, Reservation& reservation) {
+  Budget all;
+  const Status walked = context.space.for_each_segment(pages, true, [&](const Segment& segment) -> Status {
+    const Budget part = needed(segment, PageMask::of(segment.run), reservation.device());
+    if (all.pages != 0 && part.pages != 0 && part.pool != all.pool)
+      return fail(UHMM_ERR_NOT_SUPPORTED, "several pools pay");
+    if (part.pages != 0) all.pool = part.pool;
+    all.pages += part.pages;
+    return {};
+  });
+  if (!walked.ok()) return false;
+  if (reservation.obtain(all, pages).ok() && reservation.budget().pages == all.pages) return true;
+  reservation.settle(0);
+  return false;
+}
+
 }  // namespace
 
 Status check_registered(Context& context, ByteRange bytes) {
@@ -75,6 +92,12 @@ Counts migrate(Context& context, const MigrateRequest& request) {
       counts.status = attach_touched(context, pages, device);
     }
   }
+  Reservation reservation(context, device);
+  Want want = request.want;
+  if (counts.status.ok() && want == Want::Overwrite) {
+    const Operation operation(context);
+    if (!reserve_all(context, pages, reservation)) want = Want::Move;
+  }
   if (counts.status.ok()) {
     const BlockList blocks{pages};
     struct Shared {
@@ -94,8 +117,10 @@ Counts migrate(Context& context, const MigrateRequest& request) {
               } else if (segment.range->closing.load()) {
                 mine.skipped += segment.run.count;
               } else if (leaving) {
-                mine += migrate_to_device(context, segment, PageMask::of(segment.run),
-                                          {device, request.want, request.cause, PageMask::all()}, pages);
+                const ToDevice how{device, want, request.cause, PageMask::all()};
+                const PageMask all = PageMask::of(segment.run);
+                mine += want == Want::Overwrite ? migrate_reserved(context, segment, all, how, reservation)
+                                                : migrate_to_device(context, segment, all, how, pages);
               } else {
                 mine += to_system(context, segment, PageMask::of(segment.run), request.want, request.cause);
               }
@@ -108,6 +133,7 @@ Counts migrate(Context& context, const MigrateRequest& request) {
       shared.pinned += pinned;
     });
     counts.done = shared.total;
+    reservation.settle(counts.done.allocated);
     counts.done.skipped += shared.pinned;
     // Blocks that were never touched are where they always were.
     const std::uint64_t seen = counts.done.moved + counts.done.populated + counts.done.there + counts.done.skipped;
@@ -201,10 +227,10 @@ Status hold(Context& context, ByteRange bytes, DeviceIndex device, bool on) {
   for (VirtAddr at = bytes.begin; at < bytes.end;) {
     Range* range = context.space.find_byte(at);
     if (range == nullptr) break;
-    if (on)
-      range->holds.fetch_add(1);
-    else
-      range->holds.fetch_sub(1);
+    // unregister_all() has let go of everything.
+    std::uint32_t holds = range->holds.load();
+    while ((on || holds != 0) && !range->holds.compare_exchange_weak(holds, on ? holds + 1 : holds - 1)) {
+    }
     at = range->bytes.end;
   }
   return {};

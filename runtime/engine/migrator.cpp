@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "runtime/base/check.hpp"
+#include "runtime/engine/block_scope.hpp"
 #include "runtime/engine/coherent.hpp"
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/device_work.hpp"
@@ -19,46 +20,6 @@ using trace::Counter;
 
 // Unmapping this few pages by freeing their memory is cheaper than asking a busy device's process.
 constexpr std::uint32_t kFewPages = 4;
-
-// The block's lock, and the counts that follow from what changed while it was held. All counting of a move is done
-// under the lock: see wait_for_moves().
-class BlockScope {
- public:
-  BlockScope(Context& context, const Segment& segment)
-      : context_(context), segment_(segment), lock_(segment.block->mutex) {
-    out_ = out();
-    lost_ = lost();
-    for (const BlockDevice* part : segment.block->devices)
-      if (part != nullptr) copies_[part->device] = copies(*part);
-  }
-  BlockScope(const BlockScope&) = delete;
-  BlockScope& operator=(const BlockScope&) = delete;
-  ~BlockScope() {
-    // Unsigned wrap-around makes "add the difference" right in both directions.
-    segment_.range->pages_out.fetch_add(static_cast<std::int64_t>(out()) - static_cast<std::int64_t>(out_));
-    context_.count(*segment_.range, Counter::PagesLost, std::uint64_t{lost()} - lost_);
-    for (const BlockDevice* part : segment_.block->devices) {
-      if (part == nullptr) continue;
-      const std::uint64_t change = std::uint64_t{copies(*part)} - copies_[part->device];
-      if (change == 0) continue;
-      context_.slots[part->device].current_pages.fetch_add(change);
-      context_.count(*segment_.range, Counter::PagesOnDevices, change);
-    }
-  }
-
- private:
-  PageMask mine() const { return PageMask::of(segment_.run); }
-  std::uint32_t out() const { return (segment_.block->on_devices() & mine()).count(); }
-  std::uint32_t lost() const { return (segment_.block->lost & mine()).count(); }
-  std::uint32_t copies(const BlockDevice& part) const { return (part.resident & mine()).count(); }
-
-  Context& context_;
-  const Segment& segment_;
-  std::scoped_lock<Block::Mutex> lock_;
-  std::uint32_t out_ = 0;
-  std::uint32_t lost_ = 0;
-  std::array<std::uint32_t, kMaxDevices> copies_{};
-};
 
 // Counts a departure while it lives, so that the range stays armed.
 class ArmScope {
@@ -76,22 +37,6 @@ class ArmScope {
   Range& range_;
   Status status_;
 };
-
-void record_runs(Context& context, const Segment& segment, const PageMask& pages, uhmm_event_kind kind,
-                 uhmm_cause cause, std::uint32_t processor, std::uint64_t duration = 0) {
-  pages.for_each_run([&](PageRun run) {
-    context.record(kind, cause, segment.block->range_of(run), run.count, processor, duration);
-    duration = 0;
-  });
-}
-
-// Copies elsewhere than on `keep` end: notes it for their owners.
-void note_other_copies(Context& context, const Segment& segment, const PageMask& pages, std::uint32_t keep,
-                       uhmm_cause cause) {
-  for (const BlockDevice* part : segment.block->devices)
-    if (part != nullptr && part->device != keep)
-      note_freed(context, segment, DeviceIndex{part->device}, part->resident & pages, cause);
-}
 
 void refresh_others(Context& context, const Segment& segment, std::uint32_t except) {
   for (BlockDevice* part : segment.block->devices)
@@ -166,7 +111,7 @@ void commit_to(Block& block, PageEvent event, const PageMask& pages, DeviceIndex
 // block's lock.
 PageMask foreign_places(const Segment& segment, const PageMask& pages, DeviceIndex index, uhmm_cause cause) {
   const BlockDevice* part = segment.block->find_device(index);
-  const PageMask foreign = segment.block->in_place & pages & PageMask::of(segment.run);
+  const PageMask foreign = segment.block->in_place & segment.block->away() & pages & PageMask::of(segment.run);
   return part != nullptr && cause != UHMM_CAUSE_EXCLUSIVE ? foreign.minus(part->resident) : foreign;
 }
 
@@ -254,9 +199,11 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
     plan.backed = *backed;
     plan.none = home.minus(plan.backed) & request.populate;
   }
-  const bool duplicate = want == Want::Duplicate && device->capabilities().read_only_maps &&
-                         (range.backing == state::Backing::Shared ? context.uffd.features().shared_write_protect
-                                                                  : context.uffd.features().write_protect);
+  const os::UffdFeatures& features = context.uffd.features();
+  const bool duplicate =
+      want == Want::Duplicate && device->capabilities().read_only_maps &&
+      (range.backing == state::Backing::Shared ? features.shared_write_protect && features.continue_protected
+                                               : features.write_protect);
 
   // Prepare and copy. Every failure leaves all pages with their old copy.
   PageMask populated;
@@ -299,10 +246,9 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
       else
         out.status = zero_on_device(context, segment, index, to_copy.minus(part->allocated));
     }
-    if (!out.status.ok()) {
-      departure.put_back(taken, block.shared());
-      taken.clear();
-    }
+    const PageMask gone = out.status.ok() ? departure.let_go(taken) : PageMask{};
+    departure.put_back(taken.minus(gone), block.shared());
+    taken = gone;
     out.pages = leaving.minus(taken);
   }
   const std::uint64_t copy_ns = os::now_ns() - copy_started;
@@ -345,15 +291,6 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
 }
 
 namespace {
-
-// The device's memory of pages that were unmapped by freeing it.
-void forget_memory(Context& context, DeviceIndex index, BlockDevice& part, const PageMask& pages) {
-  const PageMask freed = part.allocated & pages;
-  part.allocated -= freed;
-  part.mapped -= pages;
-  part.writable -= pages;
-  context.slot(index).memory.release(part.pool, freed.count());
-}
 
 // Brings pages home from the one device that has them. Returns those that came.
 PageMask bring_home(Context& context, const Segment& segment, DeviceIndex index, BlockDevice& part,
@@ -412,7 +349,7 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
     for (BlockDevice* part : block.devices) {
       if (part == nullptr) continue;
       // Acquired since it was chosen.
-      if (cause == UHMM_CAUSE_EVICTION && part->holds.load() != 0) continue;
+      if (cause == UHMM_CAUSE_EVICTION && context.is_held(*part)) continue;
       const DeviceIndex index{part->device};
       const PageMask theirs = part->resident & away;
       if (theirs.none()) continue;
@@ -473,13 +410,18 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
   return out;
 }
 
-Outcome end_sharing(Context& context, const Segment& segment, PageMask pages, uhmm_cause cause) {
+namespace {
+
+// `only`: the device whose copies end, or kMaxDevices for all of them.
+Outcome end_copies(Context& context, const Segment& segment, PageMask pages, std::uint32_t only, uhmm_cause cause) {
   Outcome out;
   Block& block = *segment.block;
   BlockScope scope(context, segment);
   pages &= PageMask::of(segment.run) & block.shared();
   for (BlockDevice* part : block.devices) {
-    if (part == nullptr) continue;
+    if (part == nullptr || (only != kMaxDevices && part->device != only)) continue;
+    // Acquired since it was chosen.
+    if (cause == UHMM_CAUSE_EVICTION && context.is_held(*part)) continue;
     const DeviceIndex index{part->device};
     const PageMask theirs = part->resident & pages;
     if (theirs.none()) continue;
@@ -509,71 +451,14 @@ Outcome end_sharing(Context& context, const Segment& segment, PageMask pages, uh
   return out;
 }
 
-Status discard(Context& context, const Segment& segment, PageMask pages) {
-  Block& block = *segment.block;
-  {
-    BlockScope scope(context, segment);
-    pages &= PageMask::of(segment.run);
-    for (BlockDevice* part : block.devices)
-      if (part != nullptr) UHMM_TRY(revoke(context, DeviceIndex{part->device}, *part, pages));
-    note_other_copies(context, segment, pages, kMaxDevices, UHMM_CAUSE_DISCARD);
-    if (!context.uffd.features().poison) {
-      (pages & block.lost).for_each_run([&](PageRun run) { (void)os::map_zeros(block.range_of(run)); });
-    }
-    replace_by_zeros(context, segment, pages & block.in_place);
-    block.commit(PageEvent::Discard, pages, DeviceIndex{0});
-    for (BlockDevice* part : block.devices) {
-      if (part == nullptr) continue;
-      free_memory(context, DeviceIndex{part->device}, segment, pages);
-      refresh_list(context, DeviceIndex{part->device}, *part, false);
-    }
-    drop_cpu_pages(context, segment, pages);
-  }
-  if (segment.range->pages_out.load() == 0) disarm_if_home(context, *segment.range);
-  return {};
+}  // namespace
+
+Outcome end_sharing(Context& context, const Segment& segment, PageMask pages, uhmm_cause cause) {
+  return end_copies(context, segment, pages, kMaxDevices, cause);
 }
 
-std::uint64_t lose(Context& context, const Segment& segment, DeviceIndex index) {
-  Block& block = *segment.block;
-  std::uint64_t count = 0;
-  {
-    BlockScope scope(context, segment);
-    BlockDevice* part = block.find_device(index);
-    if (part == nullptr) return 0;
-    const PageMask mine = PageMask::of(segment.run);
-    const PageMask held = part->resident & mine;
-    const PageMask before = block.lost;
-    note_freed(context, segment, index, held, UHMM_CAUSE_DEVICE_LOST);
-    if (held.any()) block.commit(PageEvent::DeviceLost, held, index);
-    forget_memory(context, index, *part, mine & (part->allocated | part->mapped));
-    refresh_list(context, index, *part, false);
-    const PageMask lost = block.lost.minus(before);
-    replace_by_zeros(context, segment, lost & block.in_place);
-    unprotect_pages(context, segment, held.minus(lost).minus(block.shared()));
-    poison_pages(context, segment, lost);
-    count = lost.count();
-    record_runs(context, segment, lost, UHMM_EVENT_LOST, UHMM_CAUSE_DEVICE_LOST, index.processor());
-  }
-  if (segment.range->pages_out.load() == 0) disarm_if_home(context, *segment.range);
-  return count;
-}
-
-void refuse(Context& context, const Segment& segment, PageMask pages) {
-  Block& block = *segment.block;
-  BlockScope scope(context, segment);
-  pages &= PageMask::of(segment.run) & block.away();
-  for (BlockDevice* part : block.devices) {
-    if (part == nullptr) continue;
-    const PageMask theirs = part->resident & pages;
-    if (theirs.none()) continue;
-    const DeviceIndex index{part->device};
-    (void)revoke(context, index, *part, theirs);
-    note_freed(context, segment, index, theirs, UHMM_CAUSE_CPU_FAULT);
-    block.commit(PageEvent::DeviceLost, theirs, index);
-    refresh_list(context, index, *part, false);
-  }
-  replace_by_zeros(context, segment, pages & block.in_place);
-  poison_pages(context, segment, pages);
+Outcome end_copies_of(Context& context, const Segment& segment, PageMask pages, DeviceIndex device, uhmm_cause cause) {
+  return end_copies(context, segment, pages, device.value, cause);
 }
 
 }  // namespace uhmm::engine

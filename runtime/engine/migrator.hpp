@@ -50,8 +50,12 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
 Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want want, uhmm_cause cause);
 // The CPU writes shared pages: device copies end, writing is allowed.
 Outcome end_sharing(Context& context, const Segment& segment, PageMask pages, uhmm_cause cause);
+// The same for the copies of one device; where it was the only one that shared, the CPU may write.
+Outcome end_copies_of(Context& context, const Segment& segment, PageMask pages, DeviceIndex device, uhmm_cause cause);
 // Drop contents wherever they are.
 Status discard(Context& context, const Segment& segment, PageMask pages);
+// The same for those shared pages of private memory whose copy in system memory the program has dropped by itself.
+Status discard_dropped(Context& context, const Segment& segment, PageMask pages);
 // The device died: pages whose only copy was there are lost. Returns how many.
 std::uint64_t lose(Context& context, const Segment& segment, DeviceIndex device);
 // Refuse the CPU these pages, which are on a device: they are lost by their pool owner's will.

@@ -3,6 +3,7 @@
 #include "runtime/base/arena.hpp"
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/host_pages.hpp"
+#include "runtime/engine/lost_pages.hpp"
 #include "runtime/engine/memory_calls.hpp"
 #include "runtime/engine/pool_calls.hpp"
 
@@ -16,6 +17,9 @@ Result<state::Backing> inspect(Context& context, ByteRange bytes) {
     Result<os::Mapping> found = context.process.find_mapping(at);
     if (!found.ok()) return found.status();
     const os::Mapping& mapping = *found;
+    if (mapping.kind == os::MappingKind::Lost)
+      return fail(UHMM_ERR_DATA_LOST, "the memory at %#lx is lost: it can be used again when it is mapped anew",
+                  at.value);
     if (mapping.kind == os::MappingKind::None || !mapping.range.contains(at))
       return fail(UHMM_ERR_FAULT, "nothing is mapped at %#lx", at.value);
     if (!mapping.readable || !mapping.writable)
@@ -178,6 +182,7 @@ void detach(Context& context, Range& range) {
     const PageMask lost = block->lost & PageMask::of(segment.run);
     context.count(range, trace::Counter::PagesLost, std::uint64_t{0} - lost.count());
     block->lost -= lost;
+    block->bus_error -= lost;
   }
   for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
     Device* device = context.slots[i].device;
@@ -220,6 +225,7 @@ Status register_range(Context& context, ByteRange bytes) {
     const std::unique_lock lock(context.space.mutex());
     status = shared.settle();
     if (status.ok()) status = context.space.insert(range);
+    if (status.ok()) find_lost_pages(context, *range);
     if (status.ok())
       for (DeviceSlot& slot : context.slots)
         if (slot.device != nullptr) slot.unattached.fetch_add(1);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Serving one fault: find the block, decide how much, do it, wake.
+#include "runtime/base/log.hpp"
 #include "runtime/engine/evictor.hpp"
 #include "runtime/engine/fault_service.hpp"
 #include "runtime/engine/host_pages.hpp"
+#include "runtime/engine/lost_pages.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/engine/prefetch.hpp"
 #include "runtime/os/thread.hpp"
@@ -68,14 +70,8 @@ void serve_shared_read(Context& context, const Segment& segment, std::uint32_t p
     map_shared_copy(context, segment, one);
     return;
   }
-  bool dropped = false;
-  {
-    const std::scoped_lock lock(segment.block->mutex);
-    Result<PageMask> backed = backed_pages(context, segment, one);
-    dropped = backed.ok() && backed->none() && segment.block->kind_of(page) == PageKind::Shared;
-  }
-  // The program dropped the page itself (MADV_DONTNEED): so does the device's copy end, and it reads as zeros.
-  if (dropped) (void)discard(context, segment, one);
+  // The program dropped the page itself (MADV_DONTNEED)? So does the device's copy end, and it reads as zeros.
+  (void)discard_dropped(context, segment, one);
   context.uffd.wake(page_at(segment.block->base + std::size_t{page} * kPageBytes));
 }
 
@@ -113,7 +109,7 @@ bool CpuService::serve() {
   Block* block = range != nullptr ? context.space.block(address) : nullptr;
   if (block == nullptr) {
     // Unregistered meanwhile: all is home, the access just has to be tried again.
-    context.uffd.wake(page_at(address));
+    if (!context.staging.refuse_fault(context.uffd, address)) context.uffd.wake(page_at(address));
     return true;
   }
   const std::uint64_t started = os::now_ns();
@@ -157,7 +153,12 @@ bool CpuService::serve() {
       serve_shared_read(context, segment, page);
       break;
     }
-    case PageKind::Lost: poison_pages(context, segment, PageMask::of({page, 1})); break;
+    case PageKind::Lost: {
+      const std::scoped_lock lock(block->mutex);
+      if (block->kind_of(page) == PageKind::Lost) poison_pages(context, segment, PageMask::of({page, 1}));
+      context.uffd.wake(page_at(address));
+      break;
+    }
     case PageKind::None:
     case PageKind::System: {
       const std::scoped_lock lock(block->mutex);
@@ -244,6 +245,7 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
         }
         // Fault-around brings what has contents; it gives backing to more than one page only along a confirmed walk.
         if (window.pages <= kSmallestDeviceWindow) request.populate = PageMask::of({page, 1});
+        bool refused = false;
         Outcome out = migrate_to_device(context, segment, pages, request, block->range_of({page, 1}));
         const auto served = [&] {
           const std::scoped_lock lock(block->mutex);
@@ -258,6 +260,13 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
             make_room(context, segment, page, index);
             out = migrate_to_device(context, segment, one, request, block->range_of({page, 1}));
           }
+          refused = !served() && out.pages.test(page) && context.slot(index).patience.ends(fault.address, os::now_ns());
+        }
+        if (refused) {
+          log::write(log::Level::Error,
+                     "a kernel of device %u can't have the page at %#lx: the program's kernel keeps it pinned (I/O)",
+                     index.processor(), fault.address.value);
+          refuse_access(*device, fault.address);
         }
         map_again(context, *block, index, page);
         device->wake(page_at(fault.address));

@@ -125,6 +125,16 @@ void Staging::release(Slot* slot) {
   }
 }
 
+bool Staging::refuse_fault(const os::Userfaultfd& uffd, VirtAddr address) const {
+  const VirtAddr begin{memory_};
+  if (memory_ == nullptr || address < begin || address >= begin + memory_bytes_) return false;
+  const ByteRange page{address, address + kPageBytes};
+  // Whoever moves a page there finds it taken, and drops what is there.
+  (void)uffd.poison(page);
+  uffd.wake(page);
+  return true;
+}
+
 void Staging::free_pages(Slot& slot) {
   const VirtAddr base{slot.memory};
   slot.filled.for_each_run([&](PageRun run) {

@@ -4,7 +4,7 @@
 // is always staged at page i of a slot, so a run moves in one call.
 //
 // Slots are registered with userfaultfd (the destination of a move must be). So only `filled` pages may be touched:
-// touching another one would be a fault that nobody serves.
+// touching another one is a fault that is served with an error.
 #pragma once
 
 #include <atomic>
@@ -39,6 +39,9 @@ class Staging {
   // Give a slot back; its `filled` must be right. Pages beyond the limit are freed, and so are others when the machine
   // or the control group runs short: recycled pages are worth less than the program's own.
   void release(Slot* slot);
+
+  // Any thread. mlockall() touches everything: the kernel goes on elsewhere where it meets an error. Wakes.
+  bool refuse_fault(const os::Userfaultfd& uffd, VirtAddr address) const;
 
   std::uint64_t bytes_held() const { return held_pages_.load(std::memory_order_relaxed) << kPageShift; }
 

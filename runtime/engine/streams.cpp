@@ -350,8 +350,10 @@ Status Streams::run_launch(Stream& stream, const backend::Launch& launch) {
   Status status;
   Result<backend::Ticket> ticket = device->launch(launch);
   status = ticket.ok() ? device->wait(*ticket) : ticket.status();
+  // Asked before the device may be removed.
+  const bool died = !status.ok() && device->lost();
   device->end_work();
-  if (!status.ok() && device->lost()) {
+  if (died) {
     // Whoever sees the error finds the device's state and its pages' states settled.
     char detail[kDetailBytes];
     save_detail(detail);

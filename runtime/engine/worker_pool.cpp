@@ -29,12 +29,22 @@ Status WorkerPool::start(std::uint32_t threads) {
   return {};
 }
 
+Status WorkerPool::start_once(std::uint32_t threads) {
+  if (started_.load()) return {};
+  const std::scoped_lock lock(start_mutex_);
+  if (started_.load()) return {};
+  const Status status = start(threads);
+  started_.store(status.ok());
+  return status;
+}
+
 void WorkerPool::stop() {
   stopping_.store(true);
   bell_.fetch_add(1);
   bell_.notify_all();
   for (std::uint32_t i = 0; i < count_; ++i) threads_[i].join();
   count_ = 0;
+  started_.store(false);
 }
 
 void WorkerPool::forget_threads() {

@@ -28,6 +28,8 @@ class WorkerPool {
   };
 
   Status start(std::uint32_t threads);
+  // The same, unless it is running already. Any thread of the runtime.
+  Status start_once(std::uint32_t threads);
   // Finishes what was posted.
   void stop();
   void forget_threads();
@@ -82,6 +84,8 @@ class WorkerPool {
   std::uint32_t claim_call();
   void return_call(std::uint32_t index);
 
+  RankedMutex<LockRank::Lifecycle> start_mutex_;
+  std::atomic<bool> started_{false};
   RankedMutex<LockRank::Workers> mutex_;
   std::atomic<Work*> incoming_{nullptr};  // newest first
   Work* first_ = nullptr;                 // oldest first, guarded by mutex_

@@ -16,6 +16,9 @@
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
+#ifndef MADV_DONTNEED_LOCKED
+#define MADV_DONTNEED_LOCKED 24
+#endif
 
 namespace uhmm::os {
 namespace {
@@ -44,7 +47,11 @@ constexpr std::uint64_t kReadable = 1, kWritable = 2, kExecutable = 4, kShared =
 constexpr std::uint64_t kPagemapPresent = std::uint64_t{1} << 63;
 constexpr std::uint64_t kPagemapSwapped = std::uint64_t{1} << 62;
 
+// What map_bus_error() leaves behind.
+constexpr const char* kLostName = "uhmm-lost";
+
 MappingKind kind_of(bool shared, std::uint64_t inode, const char* name) {
+  if (std::strstr(name, kLostName) != nullptr) return MappingKind::Lost;
   if (std::strncmp(name, "[vvar", 5) == 0 || std::strncmp(name, "[vdso", 5) == 0 ||
       std::strncmp(name, "[vsyscall", 9) == 0)
     return MappingKind::Special;
@@ -127,7 +134,7 @@ Result<Mapping> ProcessMemory::find_mapping_in_text(VirtAddr address) const {
   return found;
 }
 
-Result<PageMask> ProcessMemory::backed(VirtAddr block, PageRun run) const {
+Result<PageMask> ProcessMemory::with_flags(VirtAddr block, PageRun run, std::uint64_t any_of) const {
   std::uint64_t entries[kPagesPerBlock];
   const std::uint64_t first_page = (block.value >> kPageShift) + run.first;
   const ssize_t wanted = static_cast<ssize_t>(run.count * sizeof(entries[0]));
@@ -136,8 +143,26 @@ Result<PageMask> ProcessMemory::backed(VirtAddr block, PageRun run) const {
   if (got != wanted) return fail_errno("reading /proc/self/pagemap", got < 0 ? errno : EIO);
   PageMask mask;
   for (std::uint32_t i = 0; i < run.count; ++i)
-    if ((entries[i] & (kPagemapPresent | kPagemapSwapped)) != 0) mask.set(run.first + i);
+    if ((entries[i] & any_of) != 0) mask.set(run.first + i);
   return mask;
+}
+
+Result<PageMask> ProcessMemory::backed(VirtAddr block, PageRun run) const {
+  return with_flags(block, run, kPagemapPresent | kPagemapSwapped);
+}
+
+Result<PageMask> ProcessMemory::poisoned(VirtAddr block, PageRun run) const {
+  // A poisoned entry looks like a page that is swapped out, but can't be read.
+  Result<PageMask> found = with_flags(block, run, kPagemapSwapped);
+  if (!found.ok()) return found;
+  PageMask out;
+  found->for_each_run([&](PageRun swapped) {
+    for (std::uint32_t page = swapped.first; page < swapped.end(); ++page) {
+      std::byte byte{};
+      if (read(block + std::size_t{page} * kPageBytes, &byte, 1) == 0) out.set(page);
+    }
+  });
+  return out;
 }
 
 std::size_t ProcessMemory::read(VirtAddr from, std::byte* to, std::size_t bytes) const {
@@ -155,8 +180,13 @@ std::size_t ProcessMemory::read(VirtAddr from, std::byte* to, std::size_t bytes)
 }
 
 std::byte* map_private(std::size_t bytes) {
-  void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  // A program that has asked for mlockall(MCL_FUTURE) would fill it here; what can't be accessed is not filled.
+  void* memory = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) return nullptr;
+  if (munlock(memory, bytes) != 0 || mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0) {
+    (void)munmap(memory, bytes);
+    return nullptr;
+  }
   (void)madvise(memory, bytes, MADV_NOHUGEPAGE);
   (void)madvise(memory, bytes, MADV_DONTFORK);
   return static_cast<std::byte*>(memory);
@@ -199,7 +229,10 @@ PageMask cached(const std::byte* block_in_view, PageRun run) {
 }
 
 int drop_pages(ByteRange pages) {
-  return madvise(pages.begin.pointer(), pages.bytes(), MADV_DONTNEED) == 0 ? 0 : errno;
+  if (madvise(pages.begin.pointer(), pages.bytes(), MADV_DONTNEED) == 0) return 0;
+  if (errno != EINVAL) return errno;
+  // mlock()ed memory is refused, unless asked for by this name (5.18).
+  return madvise(pages.begin.pointer(), pages.bytes(), MADV_DONTNEED_LOCKED) == 0 ? 0 : errno;
 }
 
 int remove_shared(ByteRange pages) {
@@ -219,13 +252,20 @@ bool touch_for_write(VirtAddr page) {
 }
 
 int map_bus_error(ByteRange pages) {
-  const int fd = memfd_create("uhmm-lost", MFD_CLOEXEC);
+  const int fd = memfd_create(kLostName, MFD_CLOEXEC);
   if (fd < 0) return errno;
   // Beyond the end of an empty file there is nothing to map: every access is SIGBUS.
   void* view = mmap(pages.begin.pointer(), pages.bytes(), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
   const int error = view == MAP_FAILED ? errno : 0;
   ::close(fd);
   return error;
+}
+
+int map_again(std::byte* view, ByteRange pages) {
+  void* mapped = mremap(view, 0, pages.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, pages.begin.pointer());
+  if (mapped == MAP_FAILED) return errno;
+  (void)madvise(mapped, pages.bytes(), MADV_DOFORK);  // the view is not inherited
+  return 0;
 }
 
 int map_zeros(ByteRange pages) {

@@ -11,7 +11,7 @@
 
 namespace uhmm::os {
 
-enum class MappingKind : std::uint8_t { None, PrivateAnonymous, Shared, PrivateFile, Special };
+enum class MappingKind : std::uint8_t { None, PrivateAnonymous, Shared, PrivateFile, Special, Lost };
 
 struct Mapping {
   ByteRange range;
@@ -32,11 +32,14 @@ class ProcessMemory {
   Result<Mapping> find_mapping(VirtAddr address) const;
   // Which pages of a run of `block` have backing (present or swapped out) in the calling process's page table.
   Result<PageMask> backed(VirtAddr block, PageRun run) const;
+  // Which of them raise SIGBUS when they are touched. Of memory that nobody watches.
+  Result<PageMask> poisoned(VirtAddr block, PageRun run) const;
   // Copy bytes out of managed memory. Absent pages end the copy instead of faulting: returns how many bytes were read.
   std::size_t read(VirtAddr from, std::byte* to, std::size_t bytes) const;
 
  private:
   Result<Mapping> find_mapping_in_text(VirtAddr address) const;
+  Result<PageMask> with_flags(VirtAddr block, PageRun run, std::uint64_t any_of) const;
 
   int pagemap_ = -1;
   int mem_ = -1;
@@ -57,7 +60,8 @@ int map_alias(ByteRange pages, std::byte* at);
 // Which pages of a shared view are in the page cache.
 PageMask cached(const std::byte* block_in_view, PageRun run);
 
-// Free private pages, or take shared pages out of the page table of the calling process. 0 or an errno.
+// Free private pages, or take shared pages out of the page table of the calling process, locked ones too. 0 or an
+// errno: some may have gone all the same.
 int drop_pages(ByteRange pages);
 // Drop a shared view's pages from the page cache as well. 0 or an errno.
 int remove_shared(ByteRange pages);
@@ -66,8 +70,10 @@ int populate_write(ByteRange pages);
 // An atomic write to managed memory that changes nothing: breaks the sharing that a fork left. Never sleeps in a fault:
 // false when the page is absent or may not be written.
 bool touch_for_write(VirtAddr page);
-// Put memory there whose access raises SIGBUS (for kernels without UFFDIO_POISON). 0 or an errno.
+// Put memory there whose access raises SIGBUS, where UFFDIO_POISON can't be had. 0 or an errno.
 int map_bus_error(ByteRange pages);
+// Put what `view`, made by map_alias(), shows back there. 0 or an errno.
+int map_again(std::byte* view, ByteRange pages);
 // Put fresh private memory there instead. 0 or an errno.
 int map_zeros(ByteRange pages);
 

@@ -71,6 +71,7 @@ struct Block {
   PageMask system;     // only meaningful for pages on devices: the CPU's copy is current too
   PageMask exclusive;  // of away: a device has exclusive access
   PageMask lost;       // the only copy is gone
+  PageMask bus_error;  // of lost: something that only raises SIGBUS is mapped there instead
   PageMask in_place;   // of away: the program's mapping there is of a coherent device's memory
   std::array<BlockDevice*, kMaxDevices> devices{};
   std::uint32_t references = 0;  // ranges that touch the block; guarded by the address space's lock

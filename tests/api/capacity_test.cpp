@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // More data than device memory, several devices, the link model and coherent devices.
 #include <map>
+#include <memory>
+#include <thread>
+#include <vector>
 
 #include "tests/support/runtime.hpp"
 
@@ -62,6 +65,75 @@ TEST_F(Capacity, FullOfHeldMemoryIsDeviceFull) {
   UHMM_EXPECT_OK(uhmm_migrate(more.data(), more.bytes(), 1, nullptr));
 }
 
+TEST_F(Capacity, AnAcquireForWritingThatFailsKeepsTheContents) {
+  start_with([](uhmm_config& config) { config.device_memory = std::uint64_t{2} << 20; });
+  Memory memory(std::size_t{4} << 20);
+  fill(memory.data(), memory.bytes(), 1);
+  UHMM_EXPECT_STATUS(UHMM_ERR_DEVICE_FULL, uhmm_acquire(memory.data(), memory.bytes(), 1, UHMM_ACCESS_WRITE));
+  EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+  // Some of it on the device already, some room taken by what can't go.
+  UHMM_ASSERT_OK(uhmm_migrate(memory.data(), kBlock / 2, 1, nullptr));
+  Memory held(kBlock / 2);
+  UHMM_ASSERT_OK(uhmm_acquire(held.data(), held.bytes(), 1, UHMM_ACCESS_WRITE));
+  UHMM_EXPECT_STATUS(UHMM_ERR_DEVICE_FULL, uhmm_acquire(memory.data(), kBlock, 1, UHMM_ACCESS_WRITE));
+  EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+  UHMM_EXPECT_OK(uhmm_release(held.data(), held.bytes(), 1, UHMM_ACCESS_WRITE));
+}
+
+// A kernel waits for room that only a release, or the device's end, can give.
+class HeldMemory : public Capacity {
+ protected:
+  void SetUp() override {
+    start_with([](uhmm_config& config) { config.device_memory = kBlock; });
+    held_ = std::make_unique<Memory>(kBlock);
+    more_ = std::make_unique<Memory>(16 * kPage);
+    fill(held_->data(), held_->bytes(), 1);
+    fill(more_->data(), more_->bytes(), 2);
+    UHMM_ASSERT_OK(uhmm_acquire(held_->data(), held_->bytes(), 1, UHMM_ACCESS_READ_WRITE));
+  }
+  void expect_contents() {
+    EXPECT_EQ(first_wrong(held_->data(), held_->bytes(), 1), held_->bytes());
+    EXPECT_EQ(first_wrong(more_->data(), more_->bytes(), 3), more_->bytes());
+  }
+  std::unique_ptr<Memory> held_;
+  std::unique_ptr<Memory> more_;
+};
+
+TEST_F(HeldMemory, DoesNotOutlastTheDevice) {
+  const SpanArgs args{more_->data(), more_->bytes(), 3, nullptr};
+  UHMM_ASSERT_OK(launch(stream_, fill_kernel, args));
+  UHMM_ASSERT_OK(uhmm_device_restart(1));
+  UHMM_EXPECT_OK(uhmm_stream_synchronize(stream_));
+  expect_contents();
+  UHMM_EXPECT_OK(uhmm_release(held_->data(), held_->bytes(), 1, UHMM_ACCESS_READ_WRITE));
+  UHMM_ASSERT_OK(uhmm_acquire(held_->data(), held_->bytes(), 1, UHMM_ACCESS_READ_WRITE));
+  UHMM_ASSERT_OK(launch(stream_, fill_kernel, args));
+  UHMM_ASSERT_OK(uhmm_device_remove(1));
+  expect_contents();
+}
+
+TEST_F(HeldMemory, DoesNotOutlastTheRuntime) {
+  UHMM_ASSERT_OK(launch(stream_, fill_kernel, SpanArgs{more_->data(), more_->bytes(), 3, nullptr}));
+  stop();
+  expect_contents();
+}
+
+TEST_F(HeldMemory, IsReleasedBesideAnyNumberOfCallsThatWaitForIt) {
+  constexpr int kCallers = 24;
+  std::atomic<int> began{0};
+  std::vector<std::thread> callers;
+  for (int i = 0; i < kCallers; ++i)
+    callers.emplace_back([&, i] {
+      ++began;
+      const std::byte value = pattern(3, 0);
+      UHMM_EXPECT_OK(uhmm_device_write(1, more_->data() + i, &value, 1, nullptr));
+    });
+  while (began != kCallers) std::this_thread::yield();
+  UHMM_EXPECT_OK(uhmm_release(held_->data(), held_->bytes(), 1, UHMM_ACCESS_READ_WRITE));
+  for (std::thread& caller : callers) caller.join();
+  for (int i = 0; i < kCallers; ++i) EXPECT_EQ(more_->data()[i], pattern(3, 0)) << i;
+}
+
 // Adds one to the first byte of each page, in an order that nobody reads ahead.
 void count_visit_kernel(const uhmm_kernel_item*, void* raw) {
   const auto* args = static_cast<const SpanArgs*>(raw);
@@ -119,6 +191,22 @@ TEST_F(Capacity, PinnedAndHeldBlocksAreNotEvicted) {
   UHMM_ASSERT_OK(uhmm_release(held.data(), kBlock, 1, UHMM_ACCESS_READ_WRITE));
   EXPECT_EQ(first_wrong(pinned.data(), kBlock, 1), kBlock);
   EXPECT_EQ(first_wrong(held.data(), kBlock, 2), kBlock);
+}
+
+TEST_F(Capacity, EvictionLeavesCopiesThatAnotherDeviceHolds) {
+  start_with([](uhmm_config& config) {
+    config.device_memory = kBlock;
+    config.soft_devices = 2;
+  });
+  Memory shared(16 * kPage);
+  fill(shared.data(), shared.bytes(), 1);
+  UHMM_ASSERT_OK(uhmm_acquire(shared.data(), shared.bytes(), 2, UHMM_ACCESS_READ));
+  EXPECT_EQ(device_count_wrong(shared.data(), shared.bytes(), 1), 0u);
+  BlockMemory more(2);
+  device_fill(more.data(), more.bytes(), 2);
+  EXPECT_GT(stats().pages_freed[UHMM_CAUSE_EVICTION], 0u);
+  for (const uhmm_page_info& page : snapshot(shared.data(), shared.bytes())) EXPECT_EQ(page.devices, 2u);
+  UHMM_EXPECT_OK(uhmm_release(shared.data(), shared.bytes(), 2, UHMM_ACCESS_READ));
 }
 
 TEST_F(Capacity, DevicesHandPagesToEachOther) {

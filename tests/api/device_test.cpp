@@ -5,6 +5,7 @@
 
 #include <sstream>
 
+#include "runtime/base/inject.hpp"
 #include "tests/support/runtime.hpp"
 
 namespace uhmm::test {
@@ -236,6 +237,57 @@ TEST_F(Crashes, LostPagesOfSharedMemoryToo) {
   EXPECT_EQ(memory.data()[0], std::byte{8});
 }
 
+TEST_F(Crashes, LostPagesThatWereSharedBeforeAreDiscardedToo) {
+  may_lose_data_ = true;
+  for (const int sharing : {MAP_PRIVATE, MAP_SHARED}) {
+    SCOPED_TRACE(sharing == MAP_PRIVATE ? "private" : "shared");
+    Memory memory(4 * kPage, true, sharing | MAP_ANONYMOUS);
+    fill(memory.data(), memory.bytes(), 1);
+    EXPECT_EQ(device_count_wrong(memory.data(), memory.bytes(), 1), 0u);
+    device_fill(memory.data(), memory.bytes(), 2);
+    expect_crash(null_kernel, {}, {"SIGSEGV"});
+    for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(raised_by_read(memory.page(i)).signal, SIGBUS) << i;
+    UHMM_ASSERT_OK(uhmm_discard(memory.data(), memory.bytes()));
+    for (std::size_t i = 0; i < 4; ++i) {
+      ASSERT_EQ(raised_by_read(memory.page(i)).signal, 0) << i;
+      EXPECT_EQ(memory.page(i)[0], std::byte{0});
+    }
+    restart_and_use();
+    fill(memory.data(), memory.bytes(), 3);
+    device_increment(memory.data(), memory.bytes());
+    EXPECT_EQ(memory.data()[5], static_cast<std::byte>(std::to_integer<int>(pattern(3, 5)) + 1));
+  }
+}
+
+// Where the kernel can't poison a page, a mapping that raises SIGBUS takes its place for as long as it is lost.
+TEST_F(Crashes, LostPagesThatCouldNotBePoisoned) {
+  may_lose_data_ = true;
+  for (const int sharing : {MAP_PRIVATE, MAP_SHARED}) {
+    SCOPED_TRACE(sharing == MAP_PRIVATE ? "private" : "shared");
+    Memory memory(4 * kPage, true, sharing | MAP_ANONYMOUS);
+    fill(memory.data(), memory.bytes(), 1);
+    device_fill(memory.data(), memory.bytes(), 2);
+    inject::arm(inject::Point::Poison, 1);
+    expect_crash(null_kernel, {}, {"SIGSEGV"});
+    const bool fired = inject::fired(inject::Point::Poison);
+    inject::disarm_all();
+    ASSERT_TRUE(fired);
+    for (std::size_t i = 0; i < 4; ++i) EXPECT_EQ(raised_by_read(memory.page(i)).signal, SIGBUS) << i;
+    UHMM_ASSERT_OK(uhmm_device_restart(1));
+    UHMM_ASSERT_OK(uhmm_discard(memory.data(), memory.bytes()));
+    for (std::size_t i = 0; i < 4; ++i) {
+      ASSERT_EQ(raised_by_read(memory.page(i)).signal, 0) << i;
+      EXPECT_EQ(memory.page(i)[0], std::byte{0});
+    }
+    for (int round = 0; round < 2; ++round) {
+      fill(memory.data(), memory.bytes(), 3);
+      device_increment(memory.data(), memory.bytes());
+      for (std::size_t i = 0; i < memory.bytes(); ++i)
+        ASSERT_EQ(memory.data()[i], static_cast<std::byte>(std::to_integer<int>(pattern(3, i)) + 1)) << i;
+    }
+  }
+}
+
 TEST_F(Crashes, UnregisterAndShutdownSayWhatIsLost) {
   may_lose_data_ = true;
   Memory memory(4 * kPage, false);
@@ -247,6 +299,16 @@ TEST_F(Crashes, UnregisterAndShutdownSayWhatIsLost) {
   EXPECT_EQ(stats().pages_lost, 0u) << "nobody manages them any more";
   Memory another(4 * kPage);
   restart_and_use();
+  // Registered again, it is lost again: a kernel that touches it doesn't wait for what can't come.
+  UHMM_ASSERT_OK(uhmm_register(memory.data(), memory.bytes()));
+  EXPECT_EQ(pages_in_state(memory.data(), memory.bytes(), UHMM_PAGE_LOST), 4u);
+  std::byte byte{};
+  UHMM_EXPECT_STATUS(UHMM_ERR_DATA_LOST, uhmm_device_read(1, memory.data(), &byte, 1, nullptr));
+  UHMM_EXPECT_STATUS(UHMM_ERR_KERNEL_FAILED, run(touch_kernel, SpanArgs{memory.data(), 1, 0, nullptr}));
+  UHMM_ASSERT_OK(uhmm_device_restart(1));
+  UHMM_ASSERT_OK(uhmm_discard(memory.data(), 2 * kPage));
+  EXPECT_EQ(memory.data()[0], std::byte{0});
+  UHMM_EXPECT_STATUS(UHMM_ERR_DATA_LOST, uhmm_unregister(memory.data()));
   device_fill(another.data(), another.bytes(), 1);
   expect_crash(abort_kernel, {}, {"SIGABRT"});
   running_ = false;

@@ -133,6 +133,28 @@ TEST_F(ForkedRuntime, DescriptorsOfTheParentsRuntimeAreClosed) {
   EXPECT_EQ(in_child, count());
 }
 
+TEST_F(ForkedRuntime, BesideTheEndOfTheParents) {
+  stop();
+  for (int round = 0; round < 40; ++round) {
+    start(test_config());
+    std::atomic<int> begun{0};
+    std::thread forker([&] {
+      for (int i = 0; i < 4; ++i) {
+        ++begun;
+        EXPECT_EQ(exit_code_of(child_that([] { return 0; })), 0);
+      }
+    });
+    while (begun == 0) std::this_thread::yield();
+    if (round % 2 != 0) usleep(static_cast<useconds_t>(round * 50));
+    // The end of ranges that meet inside a page closes the same gate as a fork.
+    Memory memory(kPage, false);
+    UHMM_EXPECT_OK(uhmm_register(memory.data(), 100));
+    UHMM_EXPECT_OK(uhmm_register(memory.data() + 200, 100));
+    stop();
+    forker.join();
+  }
+}
+
 // Whatever another thread holds when the process is copied, the child can start a runtime. AddressSanitizer of GCC 12
 // is not prepared for that itself.
 #if !defined(__SANITIZE_ADDRESS__)

@@ -161,10 +161,10 @@ std::set<Point> unreachable(const Way& way) {
   }
   // Copied back straight from the device.
   if ((way.flags & UHMM_CONFIG_NO_MOVE) != 0) points.insert(Point::DeviceCopyOut);
-  if (shared)
-    points.insert(Point::ReadManaged);
-  else
-    points.insert(Point::DropManaged);
+  if (shared) points.insert(Point::ReadManaged);
+  // Private memory that can be moved is never dropped from its place.
+  if (!shared && (way.flags & UHMM_CONFIG_NO_MOVE) == 0) points.insert(Point::DropManaged);
+  points.insert(Point::Poison);  // nothing is lost here; Crashes.LostPagesThatCouldNotBePoisoned has it
   if ((way.flags & UHMM_CONFIG_COHERENT) != 0) points.insert(Point::CopyToManaged);
   return points;
 }

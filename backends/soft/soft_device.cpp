@@ -203,6 +203,8 @@ Status SoftDevice::do_poison(ByteRange pages) {
     uffd_.wake(pages);
     return {};
   }
+  // The entry of an absent page may remember a protection, where the poison goes.
+  (void)uffd_.write_protect(pages, false);
   const os::Progress progress = uffd_.poison(pages);
   return progress.error == 0 ? Status{} : page_table_error("poisoning", pages, progress.error);
 }

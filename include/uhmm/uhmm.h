@@ -461,7 +461,8 @@ UHMM_API uhmm_status uhmm_launch(uhmm_stream stream, const uhmm_launch_desc* des
 
 /* Read or write managed memory through a device's page table, taking device faults as a kernel would. `buffer` is
  * ordinary or managed memory. `faults` (may be NULL): device faults taken, one per run of pages missing there.
- * Errors: INVALID; NO_DEVICE; NOT_REGISTERED; DEVICE_LOST; DATA_LOST. Source: lib/test_hmm.c, READ and WRITE. */
+ * Errors: INVALID; NO_DEVICE; NOT_REGISTERED; DEVICE_LOST; DATA_LOST; FAULT (not mapped any more, or not readable);
+ * PERMISSION (a write to memory that is not writable now). Source: lib/test_hmm.c, READ and WRITE. */
 UHMM_API uhmm_status uhmm_device_read(uhmm_processor device, const void* address, void* buffer, size_t length,
                                       uint64_t* faults);
 UHMM_API uhmm_status uhmm_device_write(uhmm_processor device, void* address, const void* buffer, size_t length,

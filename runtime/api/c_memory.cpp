@@ -6,6 +6,7 @@
 #include "runtime/api/runtime.hpp"
 #include "runtime/base/arena.hpp"
 #include "runtime/engine/device_work.hpp"
+#include "runtime/engine/permissions.hpp"
 
 using namespace uhmm;
 using api::Runtime;
@@ -144,6 +145,7 @@ Status access_piece(Runtime& rt, DeviceIndex index, VirtAddr at, std::byte* buff
   engine::Device* device = nullptr;
   const ByteRange range{at, at + bytes};
   UHMM_TRY(engine::check_not_lost(rt.context, range));
+  UHMM_TRY(engine::check_access(rt.context, range, write));
   UHMM_TRY(engine::begin_device_work(rt.context, index, &device));
   if (const Status covered = engine::check_registered(rt.context, range); !covered.ok()) {
     device->end_work();

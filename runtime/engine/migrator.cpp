@@ -9,6 +9,7 @@
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/device_work.hpp"
 #include "runtime/engine/host_pages.hpp"
+#include "runtime/engine/permissions.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/os/thread.hpp"
 
@@ -182,10 +183,13 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   pages &= PageMask::of(segment.run);
   const PageMask lost = pages & block.lost;
   pages -= lost;
+  const Permissions allowed = permissions_of(context, segment);
+  const PageMask refused = pages.minus(want == Want::Exclusive ? allowed.writable : allowed.readable);
+  pages -= refused;
   const PageMask there = pages & part->resident;
   PageMask rest = pages.minus(there);
   const PageMask not_fitting = trim(rest, PageMask::all().minus(part->allocated), budget.pages);
-  out.skipped = lost.count() + not_fitting.count();
+  out.skipped = lost.count() + refused.count() + not_fitting.count();
 
   Plan plan;
   if (want != Want::Duplicate) plan.upgrade = there & block.system;
@@ -269,8 +273,9 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
 
   // The new mapping.
   const PageMask resident = pages & part->resident;
-  map_resident(context, index, *part, resident.minus(block.system), true);
-  map_resident(context, index, *part, resident & block.system, false);
+  const PageMask writable = resident.minus(block.system) & allowed.writable;
+  map_resident(context, index, *part, writable, true);
+  map_resident(context, index, *part, resident.minus(writable), false);
   if (want != Want::Exclusive)
     map_in_place(context, segment, index, arrived.minus(duplicated) | (taken & plan.upgrade));
   refresh_list(context, index, *part, true);

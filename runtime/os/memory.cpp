@@ -59,6 +59,16 @@ MappingKind kind_of(bool shared, std::uint64_t inode, const char* name) {
   return inode == 0 ? MappingKind::PrivateAnonymous : MappingKind::PrivateFile;
 }
 
+Mapping mapping_of(const ProcmapQuery& query) {
+  Mapping mapping;
+  mapping.range = {VirtAddr{query.vma_start}, VirtAddr{query.vma_end}};
+  mapping.readable = (query.vma_flags & kReadable) != 0;
+  mapping.writable = (query.vma_flags & kWritable) != 0;
+  mapping.executable = (query.vma_flags & kExecutable) != 0;
+  mapping.page_bytes = query.vma_page_size;
+  return mapping;
+}
+
 }  // namespace
 
 Status ProcessMemory::open() {
@@ -98,14 +108,21 @@ Result<Mapping> ProcessMemory::find_mapping(VirtAddr address) const {
     if (errno == ENOENT) return Mapping{};
     return find_mapping_in_text(address);
   }
-  Mapping mapping;
-  mapping.range = {VirtAddr{query.vma_start}, VirtAddr{query.vma_end}};
-  mapping.readable = (query.vma_flags & kReadable) != 0;
-  mapping.writable = (query.vma_flags & kWritable) != 0;
-  mapping.executable = (query.vma_flags & kExecutable) != 0;
-  mapping.page_bytes = query.vma_page_size;
+  Mapping mapping = mapping_of(query);
   mapping.kind = kind_of((query.vma_flags & kShared) != 0, query.inode, name);
   return mapping;
+}
+
+Result<Mapping> ProcessMemory::find_access(VirtAddr address) const {
+  ProcmapQuery query{};
+  query.size = sizeof(query);
+  query.query_flags = kCoveringOrNext;
+  query.query_addr = address.value;
+  if (ioctl(maps_, kProcmapQuery, &query) != 0) {
+    if (errno == ENOENT) return Mapping{};
+    return fail(UHMM_ERR_NOT_SUPPORTED, "no PROCMAP_QUERY (Linux 6.11)");
+  }
+  return mapping_of(query);
 }
 
 Result<Mapping> ProcessMemory::find_mapping_in_text(VirtAddr address) const {
@@ -225,6 +242,18 @@ PageMask cached(const std::byte* block_in_view, PageRun run) {
   if (mincore(start, run.bytes(), present) != 0) return PageMask::of(run);
   for (std::uint32_t i = 0; i < run.count; ++i)
     if ((present[i] & 1) != 0) mask.set(run.first + i);
+  return mask;
+}
+
+PageMask holes(VirtAddr block, PageRun run) {
+  unsigned char present[kPagesPerBlock];
+  const auto mapped = [&](PageRun part) {
+    return mincore((block + part.offset()).pointer(), part.bytes(), present) == 0 || errno != ENOMEM;
+  };
+  PageMask mask;
+  if (mapped(run)) return mask;
+  for (std::uint32_t page = run.first; page < run.end(); ++page)
+    if (!mapped({page, 1})) mask.set(page);
   return mask;
 }
 

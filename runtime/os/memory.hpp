@@ -30,6 +30,9 @@ class ProcessMemory {
 
   // The mapping that covers `address` or the next one above it; kind None when there is no more.
   Result<Mapping> find_mapping(VirtAddr address) const;
+  // The same, but of kind and page size nothing is said. Never slow: NOT_SUPPORTED where the kernel would have to print
+  // the whole map (before 6.11).
+  Result<Mapping> find_access(VirtAddr address) const;
   // Which pages of a run of `block` have backing (present or swapped out) in the calling process's page table.
   Result<PageMask> backed(VirtAddr block, PageRun run) const;
   // Which of them raise SIGBUS when they are touched. Of memory that nobody watches.
@@ -59,6 +62,9 @@ std::byte* reserve_addresses(std::size_t bytes);
 int map_alias(ByteRange pages, std::byte* at);
 // Which pages of a shared view are in the page cache.
 PageMask cached(const std::byte* block_in_view, PageRun run);
+
+// Which pages of a run have nothing mapped there.
+PageMask holes(VirtAddr block, PageRun run);
 
 // Free private pages, or take shared pages out of the page table of the calling process, locked ones too. 0 or an
 // errno: some may have gone all the same.

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every kind of memory that a program has: registered, written by a device, read and written by the CPU and by the
-// kernel's system calls.
+// Every kind of memory that a program has: registered, written by a device, read and written by the CPU.
 #include <fcntl.h>
 #include <sys/ipc.h>
 #include <sys/shm.h>
-#include <sys/uio.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,7 +10,6 @@
 #include <memory>
 #include <thread>
 
-#include "runtime/os/userfaultfd.hpp"
 #include "tests/support/runtime.hpp"
 
 namespace uhmm::test {
@@ -298,71 +295,6 @@ TEST_F(MemoryKinds, NeverTouchedMemoryReadsAsZeros) {
   device_increment(memory.data(), 20 * kPage);
   for (std::size_t i = 0; i < 20 * kPage; ++i) ASSERT_EQ(memory.data()[i], std::byte{1}) << i;
   EXPECT_EQ(memory.data()[30 * kPage], std::byte{0});
-}
-
-class SystemCalls : public MemoryKinds {
- protected:
-  void SetUp() override {
-    MemoryKinds::SetUp();
-    auto probe = os::Userfaultfd::open();
-    if (!probe.ok() || !probe->features().kernel_mode)
-      GTEST_SKIP() << "faults of the kernel itself are not served here";
-  }
-  void to_device(Memory& memory) { UHMM_ASSERT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr)); }
-};
-
-TEST_F(SystemCalls, ReadAndWriteFiles) {
-  Memory memory(64 * kPage);
-  fill(memory.data(), memory.bytes(), 1);
-  const int fd = memfd_create("uhmm-test", 0);
-  to_device(memory);
-  ASSERT_EQ(write(fd, memory.data(), memory.bytes()), static_cast<ssize_t>(memory.bytes()));
-  std::memset(memory.data(), 0, memory.bytes());
-  to_device(memory);
-  ASSERT_EQ(pread(fd, memory.data(), memory.bytes(), 0), static_cast<ssize_t>(memory.bytes()));
-  EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
-  EXPECT_EQ(device_count_wrong(memory.data(), memory.bytes(), 1), 0u);
-  close(fd);
-}
-
-TEST_F(SystemCalls, Pipes) {
-  Memory memory(8 * kPage);
-  fill(memory.data(), memory.bytes(), 1);
-  int ends[2];
-  ASSERT_EQ(pipe(ends), 0);
-  to_device(memory);
-  ASSERT_EQ(write(ends[1], memory.data() + 10, 5000), 5000);
-  to_device(memory);
-  ASSERT_EQ(read(ends[0], memory.data() + 4 * kPage + 10, 5000), 5000);
-  EXPECT_EQ(std::memcmp(memory.data() + 10, memory.data() + 4 * kPage + 10, 5000), 0);
-  close(ends[0]);
-  close(ends[1]);
-}
-
-TEST_F(SystemCalls, ScatterAndGather) {
-  Memory memory(32 * kPage);
-  fill(memory.data(), memory.bytes(), 1);
-  const int fd = memfd_create("uhmm-test", 0);
-  to_device(memory);
-  iovec parts[] = {{memory.data() + 5, 100}, {memory.page(3), 2 * kPage}, {memory.page(9) - 50, 100}};
-  ASSERT_EQ(writev(fd, parts, 3), static_cast<ssize_t>(200 + 2 * kPage));
-  to_device(memory);
-  iovec into[] = {{memory.page(20) + 5, 100}, {memory.page(22), 2 * kPage}, {memory.page(26) - 50, 100}};
-  ASSERT_EQ(preadv(fd, into, 3, 0), static_cast<ssize_t>(200 + 2 * kPage));
-  for (int i = 0; i < 3; ++i) EXPECT_EQ(std::memcmp(parts[i].iov_base, into[i].iov_base, into[i].iov_len), 0) << i;
-  close(fd);
-}
-
-TEST_F(SystemCalls, SharedMemoryToo) {
-  Memory memory(16 * kPage, true, MAP_SHARED | MAP_ANONYMOUS);
-  fill(memory.data(), memory.bytes(), 1);
-  const int fd = memfd_create("uhmm-test", 0);
-  to_device(memory);
-  ASSERT_EQ(write(fd, memory.data(), memory.bytes()), static_cast<ssize_t>(memory.bytes()));
-  to_device(memory);
-  ASSERT_EQ(pread(fd, memory.data() + 1, memory.bytes() - 1, 1), static_cast<ssize_t>(memory.bytes() - 1));
-  EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
-  close(fd);
 }
 
 }  // namespace

@@ -9,6 +9,7 @@
 #include <optional>
 
 #include "runtime/engine/patience.hpp"
+#include "runtime/os/memory.hpp"
 #include "runtime/os/userfaultfd.hpp"
 #include "tests/support/runtime.hpp"
 
@@ -90,6 +91,97 @@ TEST_F(MemoryMap, ProtectedWhileOnTheDevice) {
     to_device(memory);
     ASSERT_EQ(mprotect(memory.page(20), 20 * kPage, PROT_READ), 0);
     EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 2), memory.bytes()) << "by faults, two kinds in one block";
+  });
+}
+
+class DevicePermissions : public MemoryMap {
+ protected:
+  void SetUp() override {
+    MemoryMap::SetUp();
+    os::ProcessMemory process;
+    ASSERT_TRUE(process.open().ok());
+    if (!process.find_access(VirtAddr{this}).ok()) GTEST_SKIP() << "this kernel can't say what is protected (6.11)";
+    process.close();
+  }
+  static void protect(Memory& memory, int protection) {
+    ASSERT_EQ(mprotect(memory.data(), memory.bytes(), protection), 0);
+  }
+  uhmm_status read(const void* from) {
+    std::byte byte{};
+    return uhmm_device_read(1, from, &byte, 1, nullptr);
+  }
+  uhmm_status write(void* to) {
+    const std::byte byte{};
+    return uhmm_device_write(1, to, &byte, 1, nullptr);
+  }
+};
+
+TEST_F(DevicePermissions, WhatIsReadOnlyIsForKernelsToo) {
+  for_each_kind([&](Memory& memory) {
+    protect(memory, PROT_READ);
+    EXPECT_EQ(device_count_wrong(memory.data(), memory.bytes(), 1), 0u);
+    UHMM_EXPECT_STATUS(UHMM_ERR_PERMISSION, write(memory.page(3)));
+    EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+    // All of it is in system memory too, so nothing is lost with the kernel.
+    UHMM_EXPECT_STATUS(UHMM_ERR_KERNEL_FAILED, run(fill_kernel, SpanArgs{memory.data(), memory.bytes(), 2, nullptr}));
+    EXPECT_NE(std::string(uhmm_error_detail()).find("SIGBUS"), std::string::npos) << uhmm_error_detail();
+    EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+    UHMM_ASSERT_OK(uhmm_device_restart(1));
+    to_device(memory);
+    EXPECT_EQ(on_device(memory), memory.pages()) << "it may be there all the same";
+    for (const uhmm_page_info& page : snapshot(memory.data(), memory.bytes())) EXPECT_EQ(page.device_write, 0u);
+    protect(memory, PROT_READ | PROT_WRITE);
+    device_fill(memory.data(), memory.bytes(), 2);
+    EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 2), memory.bytes());
+  });
+}
+
+TEST_F(DevicePermissions, WhatNobodyMayReadStays) {
+  for_each_kind([&](Memory& memory) {
+    protect(memory, PROT_NONE);
+    UHMM_EXPECT_STATUS(UHMM_ERR_FAULT, read(memory.page(3)));
+    uhmm_migrate_result result = UHMM_MIGRATE_RESULT_INIT;
+    EXPECT_NE(uhmm_migrate(memory.data(), memory.bytes(), 1, &result), UHMM_OK);
+    EXPECT_EQ(result.pages_skipped, memory.pages());
+    UHMM_EXPECT_STATUS(UHMM_ERR_KERNEL_FAILED, run(touch_kernel, SpanArgs{memory.data(), 1, 0, nullptr}));
+    UHMM_ASSERT_OK(uhmm_device_restart(1));
+    protect(memory, PROT_READ | PROT_WRITE);
+    EXPECT_EQ(device_count_wrong(memory.data(), memory.bytes(), 1), 0u);
+  });
+}
+
+TEST_F(DevicePermissions, APartOfARange) {
+  for_each_kind([&](Memory& memory) {
+    ASSERT_EQ(mprotect(memory.page(20), 10 * kPage, PROT_READ), 0);
+    ASSERT_EQ(mprotect(memory.page(40), 5 * kPage, PROT_NONE), 0);
+    device_fill(memory.data(), 20 * kPage, 2);  // windows reach into what is protected
+    UHMM_EXPECT_STATUS(UHMM_ERR_PERMISSION, write(memory.page(20)));
+    UHMM_EXPECT_OK(write(memory.page(30)));
+    UHMM_EXPECT_STATUS(UHMM_ERR_FAULT, read(memory.page(44)));
+    UHMM_EXPECT_STATUS(UHMM_ERR_BUSY, uhmm_make_exclusive(memory.page(18), 4 * kPage, 1, nullptr));
+    uhmm_migrate_result result = UHMM_MIGRATE_RESULT_INIT;
+    UHMM_EXPECT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, &result));
+    EXPECT_EQ(result.pages_skipped, 5u);
+    protect(memory, PROT_READ | PROT_WRITE);
+    memory.page(30)[0] = pattern(1, 30 * kPage);
+    EXPECT_EQ(first_wrong(memory.data(), 20 * kPage, 2), 20 * kPage);
+    for (std::size_t i = 20 * kPage; i < memory.bytes(); ++i) ASSERT_EQ(memory.data()[i], pattern(1, i)) << i;
+  });
+}
+
+// A program should not do this before it has unregistered the memory; a kernel may not read zeros there all the same.
+TEST_F(MemoryMap, HolesAreNoMemoryForADevice) {
+  for_each_kind([&](Memory& memory) {
+    ASSERT_EQ(munmap(memory.page(10), 2 * kPage), 0);
+    uhmm_migrate_result result = UHMM_MIGRATE_RESULT_INIT;
+    UHMM_EXPECT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, &result));
+    EXPECT_EQ(result.pages_skipped, 2u);
+    std::byte byte{};
+    UHMM_EXPECT_STATUS(UHMM_ERR_FAULT, uhmm_device_read(1, memory.page(11), &byte, 1, nullptr));
+    to_system(memory);
+    UHMM_EXPECT_STATUS(UHMM_ERR_KERNEL_FAILED, run(touch_kernel, SpanArgs{memory.page(11), 1, 0, nullptr}));
+    EXPECT_EQ(first_wrong(memory.data(), 10 * kPage, 1), 10 * kPage);
+    UHMM_ASSERT_OK(uhmm_device_restart(1));
   });
 }
 

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the program's memory map allows now. A device gets no more: memory that is not mapped, or not readable, does not
+// go there, and what is not writable is mapped read-only.
+#pragma once
+
+#include "runtime/engine/context.hpp"
+
+namespace uhmm::engine {
+
+struct Permissions {
+  PageMask readable;
+  PageMask writable;
+};
+
+// Before Linux 6.11 only holes are known: the rest counts as readable and writable.
+Permissions permissions_of(Context& context, const Segment& segment);
+
+// May a device access this registered memory? Errors: FAULT (not mapped, or not readable), PERMISSION (not writable).
+Status check_access(Context& context, ByteRange bytes, bool write);
+
+}  // namespace uhmm::engine

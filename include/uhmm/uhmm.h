@@ -399,8 +399,9 @@ typedef enum uhmm_access { UHMM_ACCESS_READ = 1, UHMM_ACCESS_WRITE = 2, UHMM_ACC
  * take pages away, so do not touch memory that is acquired for writing on a device.
  * Restarting or removing the device, or shutting down, does not wait for the release: the memory comes home.
  * Errors: INVALID; NOT_REGISTERED; NO_DEVICE; DEVICE_LOST; DEVICE_FULL (not all of it fits, or the kernel has pinned a
- * page for I/O: nothing is held; contents are kept, except that WRITE may already have given up pages beside a pinned
- * one); DATA_LOST (a page of it is lost).
+ * page for I/O: nothing is held; contents are kept, except that WRITE may already have given some up when a page was
+ * pinned, or the range was given another pool, unregistered or its device lost meanwhile); DATA_LOST (a page of it is
+ * lost).
  */
 UHMM_API uhmm_status uhmm_acquire(void* address, size_t length, uhmm_processor processor, uhmm_access access);
 /* End an acquire. Errors: as uhmm_acquire; NOT_FOUND (no such acquire). */

@@ -126,7 +126,7 @@ Status Reservation::obtain(Budget need, ByteRange avoid) {
   for (;;) {
     if (memory.reserve(need.pool, need.pages)) {
       promised_.pages = need.pages;
-      untaken_.store(need.pages);
+      untaken_ = need.pages;
       return {};
     }
     if (context_.healthy(device_) == nullptr) return unusable(context_, device_);
@@ -149,17 +149,16 @@ Status Reservation::obtain(Budget need, ByteRange avoid) {
     }
     // Nothing more can go: what is free has to do.
     promised_.pages = memory.reserve_some(need.pool, need.pages);
-    untaken_.store(promised_.pages);
+    untaken_ = promised_.pages;
     if (promised_.pages != 0) return {};
     return fail(UHMM_ERR_DEVICE_FULL, "device %u is full and nothing there can be evicted", device_.processor());
   }
 }
 
 std::uint64_t Reservation::take(std::uint64_t pages) {
-  std::uint64_t left = untaken_.load();
-  while (!untaken_.compare_exchange_weak(left, left - std::min(left, pages))) {
-  }
-  return std::min(left, pages);
+  const std::uint64_t taken = std::min(untaken_, pages);
+  untaken_ -= taken;
+  return taken;
 }
 
 void Reservation::settle(std::uint64_t allocated) {
@@ -188,12 +187,24 @@ Outcome after_sharing_ends(Context& context, const Segment& segment, Outcome out
 
 Outcome reserve_and_move(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                          ByteRange avoid) {
-  Reservation reservation(context, request.device);
-  const Status room = reservation.obtain(needed(segment, pages, request.device), avoid);
-  Outcome out = to_device(context, segment, pages, request, reservation.budget());
-  reservation.settle(out.allocated);
-  if (out.status.ok() && !room.ok() && out.moved + out.populated + out.there == 0) out.status = room;
-  return out;
+  // The pages may be given another pool between the promise and its use; that does not go on for ever.
+  constexpr int kMostTries = 4;
+  Outcome all;
+  for (int tries = 1;; ++tries) {
+    Reservation reservation(context, request.device);
+    const Budget need = needed(segment, pages, request.device);
+    const Status room = reservation.obtain(need, avoid);
+    Outcome out = to_device(context, segment, pages, request, reservation.budget());
+    reservation.settle(out.allocated);
+    if (out.status.ok() && !room.ok() && out.moved + out.populated + out.there == 0) out.status = room;
+    const bool again = out.status.ok() && out.skipped != 0 && tries < kMostTries &&
+                       needed(segment, pages, request.device).pool != need.pool;
+    out.moved += all.moved;
+    out.populated += all.populated;
+    out.there -= std::min(out.there, all.moved + all.populated);
+    if (!again) return out;
+    all = out;
+  }
 }
 
 }  // namespace
@@ -212,10 +223,20 @@ Outcome migrate_reserved(Context& context, const Segment& segment, const PageMas
     Budget budget = needed(segment, some, request.device);
     budget.pages = budget.pool == reservation.budget().pool ? reservation.take(budget.pages) : 0;
     const Outcome out = to_device(context, segment, some, request, budget);
-    reservation.give_back(budget.pages - out.allocated);
+    reservation.used(budget.pages, out.allocated);
     return out;
   };
-  return after_sharing_ends(context, segment, move(pages), request.cause, move);
+  Outcome out = after_sharing_ends(context, segment, move(pages), request.cause, move);
+  if (!out.status.ok() || out.skipped == 0) return out;
+  ToDevice rest = request;
+  rest.want = Want::Move;
+  rest.admitted = true;
+  const Outcome again = migrate_to_device(context, segment, pages, rest, segment.block->range_of(segment.run));
+  out.status = again.status;
+  out.skipped = again.skipped;
+  out.moved += again.moved;
+  out.populated += again.populated;
+  return out;
 }
 
 }  // namespace uhmm::engine

@@ -2,8 +2,6 @@
 // Finding room in a device's memory.
 #pragma once
 
-#include <atomic>
-
 #include "runtime/engine/migrator.hpp"
 
 namespace uhmm::engine {
@@ -21,10 +19,14 @@ class Reservation {
   // Errors: DEVICE_FULL (not one page, though some are needed).
   Status obtain(Budget need, ByteRange avoid);
   Budget budget() const { return promised_; }
-  // For operations that share the reservation, on any threads: at most so many pages that none of the others may use,
-  // and what was not allocated of them back.
+  // For several operations that share it: at most so many pages for one of them, and how many of those it allocated.
   std::uint64_t take(std::uint64_t pages);
-  void give_back(std::uint64_t pages) { untaken_.fetch_add(pages); }
+  void used(std::uint64_t taken, std::uint64_t allocated) {
+    untaken_ += taken - allocated;
+    used_ += allocated;
+  }
+  // settle() for them all.
+  void settle_used() { settle(used_); }
   DeviceIndex device() const { return device_; }
   // The operation allocated so many of the promised pages; the rest goes back.
   void settle(std::uint64_t allocated);
@@ -33,14 +35,16 @@ class Reservation {
   Context& context_;
   DeviceIndex device_;
   Budget promised_;
-  std::atomic<std::uint64_t> untaken_{0};
+  std::uint64_t untaken_ = 0;
+  std::uint64_t used_ = 0;
 };
 
 // to_device() with its own reservation. `avoid`: never evict from there to make room.
 Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                           ByteRange avoid);
 
-// to_device() of a part of what `reservation` was obtained for; the caller settles it when all parts are done.
+// to_device() of a part of what `reservation` was obtained for; the caller settles it when all parts are done. What the
+// promise does not cover any more (memory was freed or given another pool meanwhile) is moved like anything else.
 Outcome migrate_reserved(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                          Reservation& reservation);
 

@@ -4,6 +4,7 @@
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/device_work.hpp"
 #include "runtime/engine/host_pages.hpp"
+#include "runtime/engine/permissions.hpp"
 #include "runtime/engine/pool_calls.hpp"
 
 namespace uhmm::engine {
@@ -40,21 +41,56 @@ Status attach_touched(Context& context, ByteRange pages, DeviceIndex device) {
   return {};
 }
 
-// Room for all of it at once, or for nothing: then what is overwritten is not given up before all of it can be.
+struct Walk {
+  Outcome done;
+  std::uint64_t pinned = 0;
+};
+
+// One segment of a request, unless advice or the end of its range keeps it where it is.
+template <typename Move>
+void visit(const Segment& segment, Walk& walk, Move&& move) {
+  if (segment.range->advice.pinned.load())
+    walk.pinned += segment.run.count;
+  else if (segment.range->closing.load())
+    walk.done.skipped += segment.run.count;
+  else
+    walk.done += move(segment, PageMask::of(segment.run));
+}
+
+// Room for all of it at once, or for nothing: what is overwritten is given up only when nothing known is in the way.
 bool reserve_all(Context& context, ByteRange pages, Reservation& reservation) {
   Budget all;
   const Status walked = context.space.for_each_segment(pages, true, [&](const Segment& segment) -> Status {
-    const Budget part = needed(segment, PageMask::of(segment.run), reservation.device());
-    if (all.pages != 0 && part.pages != 0 && part.pool != all.pool)
-      return fail(UHMM_ERR_NOT_SUPPORTED, "several pools pay");
+    const PageMask mine = PageMask::of(segment.run);
+    const bool stays = segment.range->advice.pinned.load() || segment.range->closing.load() ||
+                       !permissions_of(context, segment).readable.contains(mine);
+    const Budget part = needed(segment, mine, reservation.device());
+    if (stays || (all.pages != 0 && part.pages != 0 && part.pool != all.pool))
+      return fail(UHMM_ERR_BUSY, "not all of it can go, or several pools pay");
     if (part.pages != 0) all.pool = part.pool;
     all.pages += part.pages;
     return {};
   });
-  if (!walked.ok()) return false;
-  if (reservation.obtain(all, pages).ok() && reservation.budget().pages == all.pages) return true;
-  reservation.settle(0);
-  return false;
+  const DeviceSlot& slot = context.slot(reservation.device());
+  return walked.ok() && reservation.obtain(all, pages).ok() && reservation.budget().pages == all.pages &&
+         !slot.shut.load() && !context.pools[all.pool].shut.load();
+}
+
+// In one operation: the promise lasts no longer than the device and its pools do. False: nothing was done.
+bool overwrite_all(Context& context, ByteRange pages, ToDevice how, Walk& walk) {
+  const Operation operation(context);
+  how.admitted = true;
+  Reservation reservation(context, how.device);
+  if (!reserve_all(context, pages, reservation)) return false;
+  const Status walked = context.space.for_each_segment(pages, true, [&](const Segment& segment) {
+    visit(segment, walk, [&](const Segment& part, const PageMask& all) {
+      return migrate_reserved(context, part, all, how, reservation);
+    });
+    return Status{};
+  });
+  reservation.settle_used();
+  if (!walked.ok() && walk.done.status.ok()) walk.done.status = walked;
+  return true;
 }
 
 }  // namespace
@@ -92,55 +128,41 @@ Counts migrate(Context& context, const MigrateRequest& request) {
       counts.status = attach_touched(context, pages, device);
     }
   }
-  Reservation reservation(context, device);
-  Want want = request.want;
-  if (counts.status.ok() && want == Want::Overwrite) {
-    const Operation operation(context);
-    if (!reserve_all(context, pages, reservation)) want = Want::Move;
+  Walk total;
+  ToDevice how{device, request.want, request.cause, PageMask::all()};
+  bool done = false;
+  if (counts.status.ok() && how.want == Want::Overwrite) {
+    done = overwrite_all(context, pages, how, total);
+    how.want = Want::Move;
   }
   if (counts.status.ok()) {
     const BlockList blocks{pages};
-    struct Shared {
-      RankedMutex<LockRank::Workers> mutex;
-      Outcome total;
-      std::uint64_t pinned = 0;
-    } shared;
-    context.workers.for_each(blocks.count(), [&](std::uint32_t i) {
-      Outcome mine;
-      std::uint64_t pinned = 0;
+    RankedMutex<LockRank::Workers> mutex;
+    context.workers.for_each(done ? 0 : blocks.count(), [&](std::uint32_t i) {
+      Walk mine;
       {
         const Operation operation(context);
-        const Status walked =
-            context.space.for_each_segment(blocks.part(i), leaving, [&](const Segment& segment) -> Status {
-              if (segment.range->advice.pinned.load()) {
-                pinned += segment.run.count;
-              } else if (segment.range->closing.load()) {
-                mine.skipped += segment.run.count;
-              } else if (leaving) {
-                const ToDevice how{device, want, request.cause, PageMask::all()};
-                const PageMask all = PageMask::of(segment.run);
-                mine += want == Want::Overwrite ? migrate_reserved(context, segment, all, how, reservation)
-                                                : migrate_to_device(context, segment, all, how, pages);
-              } else {
-                mine += to_system(context, segment, PageMask::of(segment.run), request.want, request.cause);
-              }
-              return {};
-            });
-        if (!walked.ok() && mine.status.ok()) mine.status = walked;
+        const Status walked = context.space.for_each_segment(blocks.part(i), leaving, [&](const Segment& segment) {
+          visit(segment, mine, [&](const Segment& part, const PageMask& all) {
+            return leaving ? migrate_to_device(context, part, all, how, pages)
+                           : to_system(context, part, all, request.want, request.cause);
+          });
+          return Status{};
+        });
+        if (!walked.ok() && mine.done.status.ok()) mine.done.status = walked;
       }
-      const std::scoped_lock lock(shared.mutex);
-      shared.total += mine;
-      shared.pinned += pinned;
+      const std::scoped_lock lock(mutex);
+      total.done += mine.done;
+      total.pinned += mine.pinned;
     });
-    counts.done = shared.total;
-    reservation.settle(counts.done.allocated);
-    counts.done.skipped += shared.pinned;
+    counts.done = total.done;
+    counts.done.skipped += total.pinned;
     // Blocks that were never touched are where they always were.
     const std::uint64_t seen = counts.done.moved + counts.done.populated + counts.done.there + counts.done.skipped;
     if (!leaving && seen < counts.requested) counts.done.there += counts.requested - seen;
     if (leaving && seen < counts.requested) counts.done.skipped += counts.requested - seen;
     const bool any = counts.done.moved + counts.done.populated + counts.done.there != 0;
-    if (!any && shared.pinned != 0)
+    if (!any && total.pinned != 0)
       counts.status = fail(UHMM_ERR_BUSY, "every page is pinned");
     else if (!any && !counts.done.status.ok())
       counts.status = counts.done.status;

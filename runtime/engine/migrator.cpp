@@ -160,7 +160,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
     if (!out.status.ok()) return out;
   }
   Device* device = context.healthy(index);
-  if (device == nullptr || context.slot(index).shut.load()) {
+  if (device == nullptr || (!request.admitted && context.slot(index).shut.load())) {
     out.status = unusable(context, index);
     return out;
   }
@@ -175,7 +175,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   }
   if (part->allocated.none()) part->pool = budget.pool;
   if (part->pool != budget.pool) budget.pages = 0;
-  if (context.pools[part->pool].shut.load()) {
+  if (!request.admitted && context.pools[part->pool].shut.load()) {
     out.status = fail(UHMM_ERR_BUSY, "the pool of these pages is being destroyed");
     return out;
   }

@@ -42,6 +42,8 @@ struct ToDevice {
   Want want = Want::Move;
   uhmm_cause cause = UHMM_CAUSE_NONE;
   PageMask populate = PageMask::all();  // of never-touched pages, those that may be given backing
+  bool admitted =
+      false;  // the caller found device and pool not shut, under the lock that it still has: nor are they now
 };
 
 // Pages to a device, as many as the budget allows. Pages that are there already are mapped again if they are not.

@@ -56,7 +56,7 @@ class User {
     const std::size_t i = random_() % kCount;
     const auto device = static_cast<uhmm_processor>(1 + random_() % 2);
     std::uint64_t* word = words_ + i * kStride;
-    switch (random_() % 6) {
+    switch (random_() % 7) {
       case 0: *word = shadow_[i] = random_(); break;
       case 1: ASSERT_EQ(*word, shadow_[i]) << "word " << i; break;
       case 2: {
@@ -77,6 +77,7 @@ class User {
         }
         break;
       }
+      case 5: acquire_and_release(device); break;
       default: {
         // A launch waits while its device is restarted; the stream stays valid.
         const SpanArgs args{reinterpret_cast<std::byte*>(word), 1, 0, nullptr};
@@ -85,6 +86,15 @@ class User {
         shadow_[i] = (shadow_[i] & ~std::uint64_t{0xff}) | ((shadow_[i] + 1) & 0xff);
       }
     }
+  }
+
+  // Not for writing: beside a change of the range's pool, a failure may have given contents up (see uhmm_acquire).
+  void acquire_and_release(uhmm_processor device) {
+    const std::size_t page = random_() % (kBytes / kPage);
+    const std::size_t count = 1 + random_() % std::min<std::size_t>(700, kBytes / kPage - page);
+    const uhmm_access access = random_() % 2 != 0 ? UHMM_ACCESS_READ : UHMM_ACCESS_READ_WRITE;
+    if (!answered(uhmm_acquire(memory_.page(page), count * kPage, device, access), device)) return;
+    UHMM_ASSERT_OK(uhmm_release(memory_.page(page), count * kPage, device, access));
   }
 
   std::mt19937_64 random_;

@@ -112,6 +112,8 @@ struct Control {
   Mailbox mailbox[kMostMailboxes];
   WorkerRecord worker[kMostWorkers];
   Slot slot[kSlots];
+  // Bytes that an access could not reach: its memory ended, or may not be accessed.
+  std::atomic<std::uint64_t> bounce_left[kBounces];
   alignas(4096) std::byte bounce[kBounces][kBounceBytes];
 };
 

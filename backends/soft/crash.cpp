@@ -54,11 +54,16 @@ UHMM_NO_SANITIZE void speak(Control& control, std::uint32_t worker, EndKind kind
 }
 
 UHMM_NO_SANITIZE void on_fatal_signal(int signal, void* siginfo, void* ucontext) {
-  // The kernel switched to the thread's alternate stack, which begins with its record.
-  const auto here = reinterpret_cast<std::uint64_t>(__builtin_frame_address(0));
-  const auto* record = reinterpret_cast<const ThreadRecord*>(here & ~(std::uint64_t{kAlternateBytes} - 1));
   std::uint64_t address = 0, instruction = 0;
   os::fatal_details(siginfo, ucontext, &address, &instruction);
+  if (const std::uint64_t resume = resume_of_access(instruction);
+      resume != 0 && (signal == SIGSEGV || signal == SIGBUS)) {
+    os::resume_at(ucontext, resume);
+    return;
+  }
+  // The thread is on its alternate stack, which begins with its record.
+  const auto here = reinterpret_cast<std::uint64_t>(__builtin_frame_address(0));
+  const auto* record = reinterpret_cast<const ThreadRecord*>(here & ~(std::uint64_t{kAlternateBytes} - 1));
   // A thread that a kernel made itself has no such stack; reading there may end the process, which is the plan anyway.
   if (record->magic == ThreadRecord::kMagic)
     speak(*record->control, record->worker, EndKind::Signal, signal, address, instruction);

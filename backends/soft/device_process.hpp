@@ -37,13 +37,17 @@ void install_crash_reports(Control& control, const PrivateArea& area);
 // For the calling thread.
 void arm_crash_reports(Control& control, std::byte* alternate_stack, std::uint32_t worker);
 
-// The internal kernel behind Device::access: copies between managed memory and a bounce buffer.
+// The internal kernel behind Device::access: copies between managed memory and a bounce buffer. Memory that it can't
+// reach ends the copy, not the process.
 struct AccessArgs {
   std::uint64_t address;
   std::byte* bounce;
+  std::atomic<std::uint64_t>* left;
   std::uint64_t bytes;
   std::uint32_t is_write;
 };
 void access_kernel(const uhmm_kernel_item* item, void* args);
+// For the handler of fatal signals: where a thread goes on that failed at `instruction`. 0: it was no access.
+std::uint64_t resume_of_access(std::uint64_t instruction);
 
 }  // namespace uhmm::soft

@@ -35,6 +35,8 @@ class SoftDevice final : public backend::Device {
   void do_close() override;
   Status do_attach(std::span<backend::Window> windows) override;
   void do_detach(const backend::Window& window, ByteRange owned) override;
+  Status do_reserve_split() override;
+  void do_split(const backend::Window& window, const backend::Window& lower, const backend::Window& upper) override;
   Status do_copy_in(const backend::Window& window, ByteRange pages, const std::byte* from) override;
   Status do_copy_out(const backend::Window& window, ByteRange pages, std::byte* to) override;
   Status do_zero(const backend::Window& window, ByteRange pages) override;

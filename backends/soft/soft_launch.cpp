@@ -166,7 +166,8 @@ Status SoftDevice::do_access(VirtAddr address, std::byte* buffer, std::size_t by
   for (std::size_t done = 0; status.ok() && done < bytes;) {
     const std::size_t part = std::min(bytes - done, kBounceBytes);
     std::byte* between = control_->bounce[bounce];
-    const AccessArgs args{address.value + done, between, part, is_write ? 1u : 0u};
+    std::atomic<std::uint64_t>& left = control_->bounce_left[bounce];
+    const AccessArgs args{address.value + done, between, &left, part, is_write ? 1u : 0u};
     if (is_write) std::memcpy(between, buffer + done, part);
     backend::Launch launch;
     launch.kernel = access_kernel;
@@ -174,6 +175,8 @@ Status SoftDevice::do_access(VirtAddr address, std::byte* buffer, std::size_t by
     launch.args_bytes = sizeof(args);
     auto ticket = do_launch(launch);
     status = ticket ? do_wait(*ticket) : ticket.status();
+    if (const std::uint64_t rest = left.load(std::memory_order_acquire); status.ok() && rest != 0)
+      status = fail(UHMM_ERR_FAULT, "device %s can't reach %#lx", options_.name, address.value + done + part - rest);
     if (status.ok() && !is_write) std::memcpy(buffer + done, between, part);
     done += part;
   }

@@ -441,4 +441,22 @@ void SoftDevice::do_detach(const backend::Window& window, ByteRange owned) {
   (void)os::punch_file(memory_file_, owned);
 }
 
+Status SoftDevice::do_reserve_split() {
+  try {
+    windows_.reserve(windows_.size() + 1);
+  } catch (const std::bad_alloc&) {
+    return fail(UHMM_ERR_NO_MEMORY, "no memory for the list of windows");
+  }
+  return {};
+}
+
+void SoftDevice::do_split(const backend::Window& window, const backend::Window& lower, const backend::Window& upper) {
+  const auto entry = std::find_if(windows_.begin(), windows_.end(), [&](const MappedWindow& other) {
+    return other.host == window.host && other.range == window.range;
+  });
+  if (entry == windows_.end()) return;  // it ended with an earlier incarnation
+  *entry = {lower.range, lower.host};
+  windows_.push_back({upper.range, upper.host});
+}
+
 }  // namespace uhmm::soft

@@ -111,13 +111,50 @@ void finish_cells(Control& control, const Claim& claim) {
   }
 }
 
+#if defined(__x86_64__)
+// One instruction, so that the handler of fatal signals knows it, and what is left of the copy is in a register.
+asm(R"(
+  .text
+  .p2align 4
+  .local uhmm_access_copy
+  .type uhmm_access_copy, @function
+uhmm_access_copy:
+  mov %rdx, %rcx
+  .local uhmm_access_move
+uhmm_access_move:
+  rep movsb
+  .local uhmm_access_end
+uhmm_access_end:
+  mov %rcx, %rax
+  ret
+  .size uhmm_access_copy, .-uhmm_access_copy
+)");
+extern "C" {
+__attribute__((visibility("hidden"))) std::uint64_t uhmm_access_copy(void* to, const void* from, std::uint64_t bytes);
+__attribute__((visibility("hidden"))) void uhmm_access_move();  // labels, not called
+__attribute__((visibility("hidden"))) void uhmm_access_end();
+}
+
+std::uint64_t resume_of_access(std::uint64_t instruction) {
+  return instruction == reinterpret_cast<std::uint64_t>(uhmm_access_move)
+             ? reinterpret_cast<std::uint64_t>(uhmm_access_end)
+             : 0;
+}
+#else
+static std::uint64_t uhmm_access_copy(void* to, const void* from, std::uint64_t bytes) {
+  std::memcpy(to, from, bytes);
+  return 0;
+}
+
+std::uint64_t resume_of_access(std::uint64_t /*instruction*/) { return 0; }
+#endif
+
 void access_kernel(const uhmm_kernel_item*, void* args) {
   const auto* access = static_cast<const AccessArgs*>(args);
   void* managed = reinterpret_cast<void*>(access->address);
-  if (access->is_write != 0)
-    std::memcpy(managed, access->bounce, access->bytes);
-  else
-    std::memcpy(access->bounce, managed, access->bytes);
+  const std::uint64_t left = access->is_write != 0 ? uhmm_access_copy(managed, access->bounce, access->bytes)
+                                                   : uhmm_access_copy(access->bounce, managed, access->bytes);
+  access->left->store(left, std::memory_order_release);
 }
 
 }  // namespace uhmm::soft

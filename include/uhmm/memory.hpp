@@ -151,6 +151,9 @@ inline uhmm_migrate_result migrate(const_region memory, processor to) {
 inline void prefetch(const_region memory, processor to) {
   detail::check(uhmm_prefetch(detail::mutable_address(memory), memory.bytes, to, 0), "uhmm_prefetch");
 }
+// The memory is about to be unmapped, or its protection has changed. Page-aligned addresses.
+inline void forget(region memory) { detail::check(uhmm_forget(memory.address, memory.bytes), "uhmm_forget"); }
+inline void revoke(region memory) { detail::check(uhmm_revoke(memory.address, memory.bytes), "uhmm_revoke"); }
 // Drop the contents of every page wholly inside; it reads as zeros afterwards.
 inline void discard(region memory) { detail::check(uhmm_discard(memory.address, memory.bytes), "uhmm_discard"); }
 // Advice for the registered ranges that `memory` touches; `where` is read by preferred_location and accessed_by.

@@ -96,17 +96,26 @@ UHMM_API const char* uhmm_version_string(void);
 #define UHMM_CONFIG_COHERENT 0x4u
 /* Don't listen for `uhmm maps` (env UHMM_NO_REPORT=1). */
 #define UHMM_CONFIG_NO_REPORT 0x8u
+/* Let the kernel's page table show private pages that are on a device: in /proc/PID/pagemap and smaps they count as
+ * swapped out, as with Linux HMM, where they are otherwise just absent. Costs a system call more for each move.
+ * Linux 6.4; ignored before (env UHMM_DEVICE_ENTRIES=1). */
+#define UHMM_CONFIG_DEVICE_ENTRIES 0x10u
 
 /*
  * How the runtime learns of CPU faults: the rungs of a ladder, best first. AUTO takes the first that this process may
- * use, and uhmm_get_config tells which that was; a rung that is named is taken or uhmm_init fails.
+ * use, and uhmm_get_config tells which that was; a rung that is named is taken or uhmm_init fails. SIGNAL is taken only
+ * by name.
  */
 typedef enum uhmm_fault_rung {
   UHMM_FAULTS_AUTO = 0,
-  UHMM_FAULTS_SYSCALL = 1,  /* userfaultfd(2): root, CAP_SYS_PTRACE, or the sysctl vm.unprivileged_userfaultfd=1 */
-  UHMM_FAULTS_DEVICE = 2,   /* /dev/userfaultfd: whoever may open it */
-  UHMM_FAULTS_USER_MODE = 3 /* userfaultfd(2) for everybody: a system call that gets a pointer into memory that is on
-                               a device fails with EFAULT; plain loads and stores work as ever */
+  UHMM_FAULTS_SYSCALL = 1,   /* userfaultfd(2): root, CAP_SYS_PTRACE, or the sysctl vm.unprivileged_userfaultfd=1 */
+  UHMM_FAULTS_DEVICE = 2,    /* /dev/userfaultfd: whoever may open it */
+  UHMM_FAULTS_USER_MODE = 3, /* userfaultfd(2) for everybody: a system call that gets a pointer into memory that is on
+                                a device fails with EFAULT; plain loads and stores work as ever */
+  UHMM_FAULTS_SIGNAL = 4 /* the same, and the faulting thread serves its own faults, in a handler of SIGBUS: no thread
+                            has to be woken. The program keeps its hands off: no handler of its own for SIGBUS after
+                            uhmm_init (one from before gets what is not uhmm's), no thread that blocks SIGBUS, no stack
+                            of a running thread in managed memory. */
 } uhmm_fault_rung;
 
 /*
@@ -125,8 +134,8 @@ typedef struct uhmm_config {
   uint64_t fault_around;       /* most bytes brought by one fault, 4 KiB..2 MiB, default 2 MiB (UHMM_FAULT_AROUND) */
   uint64_t link_latency_ns;    /* soft link model: added per copy, default 0 = off (UHMM_LINK_LATENCY_NS) */
   uint64_t link_bytes_per_sec; /* soft link model: limit, default 0 = off (UHMM_LINK_BANDWIDTH) */
-  uint32_t fault_rung;         /* uhmm_fault_rung; as words auto, syscall, device, user-mode (UHMM_FAULTS=auto) */
-  uint32_t reserved;           /* 0 */
+  uint32_t fault_rung; /* uhmm_fault_rung; as words auto, syscall, device, user-mode, signal (UHMM_FAULTS=auto) */
+  uint32_t reserved;   /* 0 */
 } uhmm_config;
 #define UHMM_CONFIG_INIT \
   { sizeof(uhmm_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
@@ -309,14 +318,17 @@ UHMM_API uhmm_status uhmm_range_set_pool(const void* address, uhmm_pool pool);
 /* ------------------------------------------------------------------ ranges */
 
 /*
- * Make existing memory managed: [address, address + length), mapped read-write, private anonymous (heap, stack, bss,
- * mmap) or shared memory (shared anonymous, memfd, POSIX shm). It costs nothing until something of it
- * goes to a device. Unregister memory before unmapping or reusing it.
+ * Make existing memory managed: [address, address + length), private anonymous with any protection (heap, stack, bss,
+ * mmap), shared memory mapped read-write (shared anonymous, memfd, POSIX shm), or a private file mapping that can be
+ * written (data), which becomes private anonymous memory with the same contents: only while the program has no other
+ * thread. It costs nothing until something of it goes to a device. Unregister or forget memory before unmapping or
+ * reusing it.
  * Pages that were lost under an earlier registration are lost again (see uhmm_discard).
- * Errors: INVALID (NULL, length 0, wraps, or beyond user space); OVERLAP (with a registered range); FAULT (a hole or
- * memory without read and write permission; the detail names the address); DATA_LOST (memory that an earlier
- * registration left behind lost, on a kernel without UFFDIO_POISON: map it anew); NOT_SUPPORTED (file mappings,
- * hugetlb, device mappings, System V shared memory, which userfaultfd refuses); NO_MEMORY.
+ * Errors: INVALID (NULL, length 0, wraps, or beyond user space); OVERLAP (with a registered range); FAULT (a hole, or
+ * shared memory without read and write permission; the detail names the address); DATA_LOST (memory that an earlier
+ * registration left behind lost, on a kernel without UFFDIO_POISON: map it anew); NOT_SUPPORTED (shared
+ * and read-only file mappings, code, private file mappings beside other threads, hugetlb, device mappings, System V
+ * shared memory, which userfaultfd refuses); NO_MEMORY.
  */
 UHMM_API uhmm_status uhmm_register(void* address, size_t length);
 /*
@@ -324,6 +336,30 @@ UHMM_API uhmm_status uhmm_register(void* address, size_t length);
  * Errors: NOT_REGISTERED; DATA_LOST (done, but lost pages stay lost); BUSY (an acquire still holds it).
  */
 UHMM_API uhmm_status uhmm_unregister(void* address);
+
+/*
+ * End the management of the pages [address, address + length), whichever ranges they are of: they are brought back
+ * first. Ranges that reach further are cut, and their other pages stay where they are. Pages that are not registered
+ * are passed over. An acquire or queued work does not keep the memory. `address` is page-aligned; length in bytes,
+ * rounded up to pages. Errors: INVALID; NO_MEMORY (nothing ended); DATA_LOST (done, but lost pages stay lost); BUSY
+ * (devices keep taking the pages: nothing ended).
+ */
+UHMM_API uhmm_status uhmm_unregister_pages(void* address, size_t length);
+/*
+ * The memory is about to end (munmap, MAP_FIXED over it): of the pages [address, address + length) nothing is managed
+ * any more, and contents that are on devices are given up, not brought back. Ranges that reach further are cut, and
+ * their other pages stay where they are. Pages that are not registered are passed over. An acquire or queued work does
+ * not keep the memory, nor what is left of a range that was cut. What the pages read as afterwards is undefined, if
+ * they are not unmapped. `address` is page-aligned; length in bytes, rounded up to pages. Errors: INVALID; NO_MEMORY
+ * (nothing changed).
+ */
+UHMM_API uhmm_status uhmm_forget(void* address, size_t length);
+/*
+ * The memory's protection has changed (mprotect sends no word): on return no device reaches the pages, and its next
+ * access asks again what the program may do there. Data stays where it is. Pages that are not registered are passed
+ * over. `address` and length as for uhmm_forget. Errors: INVALID.
+ */
+UHMM_API uhmm_status uhmm_revoke(void* address, size_t length);
 
 /* Allocate managed memory, 16-byte aligned, not zeroed unless said; never NULL for size 0. NULL on failure (detail
  * says why; errno is ENOMEM or EINVAL). uhmm_aligned_alloc: alignment a power of two, any size. */
@@ -489,6 +525,7 @@ typedef struct uhmm_page_info {
   uint8_t devices;      /* bit d-1: device d holds a current copy */
   uint8_t mapped;       /* bit d-1: device d's page table reaches it */
   uint8_t device_write; /* bit d-1: device d may write without a fault */
+  uint8_t huge;         /* bit d-1: device d holds it as part of one 2 MiB page */
 } uhmm_page_info;
 
 /* States of the pages that the byte range touches, first page first, at one moment per 2 MiB block. `capacity` is in

@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0
 // Public calls about memory.
+#include <signal.h>
+
 #include <algorithm>
 #include <mutex>
 
 #include "runtime/api/runtime.hpp"
 #include "runtime/base/arena.hpp"
+#include "runtime/base/thread.hpp"
 #include "runtime/engine/device_work.hpp"
 #include "runtime/engine/permissions.hpp"
+#include "runtime/engine/range_end.hpp"
 
 using namespace uhmm;
 using api::Runtime;
@@ -141,18 +145,29 @@ Piece get_piece(Runtime& rt) {
   return {{}, buffer};
 }
 
-Status access_piece(Runtime& rt, DeviceIndex index, VirtAddr at, std::byte* buffer, std::size_t bytes, bool write) {
-  engine::Device* device = nullptr;
-  const ByteRange range{at, at + bytes};
+Status check_accessible(Runtime& rt, ByteRange range, bool write) {
   UHMM_TRY(engine::check_not_lost(rt.context, range));
   UHMM_TRY(engine::check_access(rt.context, range, write));
-  UHMM_TRY(engine::begin_device_work(rt.context, index, &device));
-  if (const Status covered = engine::check_registered(rt.context, range); !covered.ok()) {
+  return engine::check_registered(rt.context, range);
+}
+
+Status access_piece(Runtime& rt, DeviceIndex index, VirtAddr at, std::byte* buffer, std::size_t bytes, bool write) {
+  // The memory map may change while the device is at it, and change back: then it is tried again.
+  constexpr int kMostTries = 100;
+  const ByteRange range{at, at + bytes};
+  Status done;
+  for (int tries = 0; tries < kMostTries; ++tries) {
+    UHMM_TRY(check_accessible(rt, range, write));
+    engine::Device* device = nullptr;
+    UHMM_TRY(engine::begin_device_work(rt.context, index, &device));
+    const Status covered = engine::check_registered(rt.context, range);
+    done = covered.ok() ? device->access(at, buffer, bytes, write) : covered;
+    // What was refused must not stay refused: no kernel failed there.
+    const ByteRange pages = range.to_pages();
+    if (done.code() == UHMM_ERR_FAULT) (void)device->unmap({&pages, 1});
     device->end_work();
-    return covered;
+    if (done.code() != UHMM_ERR_FAULT) break;
   }
-  const Status done = device->access(at, buffer, bytes, write);
-  device->end_work();
   return done;
 }
 
@@ -224,13 +239,40 @@ uhmm_status device_access(uhmm_processor processor, std::uint64_t address, void*
   return status.code();
 }
 
+// Signal handlers don't run on the calling thread while this lives.
+class SignalsBlocked {
+ public:
+  SignalsBlocked() {
+    sigset_t all;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before_);
+  }
+  SignalsBlocked(const SignalsBlocked&) = delete;
+  SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+  ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+ private:
+  sigset_t before_;
+};
+
+// munmap(2)'s way to name pages: a page-aligned address and any length.
+uhmm_status with_pages(void* address, std::size_t length, Status (*body)(engine::Context&, ByteRange)) {
+  if ((reinterpret_cast<std::uintptr_t>(address) & (kPageBytes - 1)) != 0)
+    return fail(UHMM_ERR_INVALID, "%p is not the address of a page", address).code();
+  return with_range(address, length,
+                    [body](Runtime& rt, ByteRange bytes) { return body(rt.context, bytes.to_pages()); });
+}
+
 }  // namespace
 
 extern "C" {
 
 uhmm_status uhmm_register(void* address, size_t length) {
-  return with_range(address, length,
-                    [](Runtime& rt, ByteRange bytes) { return engine::register_range(rt.context, bytes); });
+  // The memory may have to be replaced, and what a signal handler wrote meanwhile would be lost.
+  const SignalsBlocked blocked;
+  return with_range(address, length, [program = !Thread::is_ours()](Runtime& rt, ByteRange bytes) {
+    return engine::register_range(rt.context, bytes, program);
+  });
 }
 
 uhmm_status uhmm_unregister(void* address) {
@@ -239,6 +281,14 @@ uhmm_status uhmm_unregister(void* address) {
       .call([rt, at = VirtAddr{address}]() -> Status { return engine::unregister_range(rt->context, at); })
       .code();
 }
+
+uhmm_status uhmm_forget(void* address, size_t length) { return with_pages(address, length, engine::forget_pages); }
+
+uhmm_status uhmm_unregister_pages(void* address, size_t length) {
+  return with_pages(address, length, engine::unregister_pages);
+}
+
+uhmm_status uhmm_revoke(void* address, size_t length) { return with_pages(address, length, engine::revoke_access); }
 
 uhmm_status uhmm_migrate(void* address, size_t length, uhmm_processor to, uhmm_migrate_result* result) {
   UHMM_RUNTIME(rt);

@@ -74,7 +74,8 @@ struct Rung {
 constexpr Rung kRungs[] = {{"auto", UHMM_FAULTS_AUTO},
                            {"syscall", UHMM_FAULTS_SYSCALL},
                            {"device", UHMM_FAULTS_DEVICE},
-                           {"user-mode", UHMM_FAULTS_USER_MODE}};
+                           {"user-mode", UHMM_FAULTS_USER_MODE},
+                           {"signal", UHMM_FAULTS_SIGNAL}};
 
 Status read_rung(std::uint32_t* rung) {
   const char* text = environment("UHMM_FAULTS");
@@ -84,7 +85,7 @@ Status read_rung(std::uint32_t* rung) {
     *rung = known.rung;
     return {};
   }
-  return fail(UHMM_ERR_CONFIG, "UHMM_FAULTS=%s is none of auto, syscall, device, user-mode", text);
+  return fail(UHMM_ERR_CONFIG, "UHMM_FAULTS=%s is none of auto, syscall, device, user-mode, signal", text);
 }
 
 template <typename Field>
@@ -121,8 +122,8 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
     config = *given;
     config.size = sizeof(config);
   }
-  constexpr std::uint32_t kKnownFlags =
-      UHMM_CONFIG_NO_MOVE | UHMM_CONFIG_NO_ENV | UHMM_CONFIG_COHERENT | UHMM_CONFIG_NO_REPORT;
+  constexpr std::uint32_t kKnownFlags = UHMM_CONFIG_NO_MOVE | UHMM_CONFIG_NO_ENV | UHMM_CONFIG_COHERENT |
+                                        UHMM_CONFIG_NO_REPORT | UHMM_CONFIG_DEVICE_ENTRIES;
   if ((config.flags & ~kKnownFlags) != 0)
     return fail(UHMM_ERR_CONFIG, "uhmm_config.flags has unknown bits: %#x", config.flags & ~kKnownFlags);
   const bool use_environment = (config.flags & UHMM_CONFIG_NO_ENV) == 0;
@@ -132,9 +133,10 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
     UHMM_TRY(read_switch("UHMM_NO_MOVE", "0", "1", UHMM_CONFIG_NO_MOVE, &config.flags));
     UHMM_TRY(read_switch("UHMM_SOFT_KIND", "private", "coherent", UHMM_CONFIG_COHERENT, &config.flags));
     UHMM_TRY(read_switch("UHMM_NO_REPORT", "0", "1", UHMM_CONFIG_NO_REPORT, &config.flags));
+    UHMM_TRY(read_switch("UHMM_DEVICE_ENTRIES", "0", "1", UHMM_CONFIG_DEVICE_ENTRIES, &config.flags));
     UHMM_TRY(read_rung(&config.fault_rung));
   }
-  if (config.fault_rung > UHMM_FAULTS_USER_MODE || config.reserved != 0)
+  if (config.fault_rung > UHMM_FAULTS_SIGNAL || config.reserved != 0)
     return fail(UHMM_ERR_CONFIG, "uhmm_config.%s = %u is out of range",
                 config.reserved != 0 ? "reserved" : "fault_rung",
                 config.reserved != 0 ? config.reserved : config.fault_rung);

@@ -11,6 +11,8 @@
 #include "runtime/api/config.hpp"
 #include "runtime/base/arena.hpp"
 #include "runtime/base/epoch.hpp"
+#include "runtime/engine/range_end.hpp"
+#include "runtime/engine/signal_faults.hpp"
 #include "runtime/os/process.hpp"
 #include "runtime/os/thread.hpp"
 
@@ -72,10 +74,13 @@ Runtime::Runtime()
 
 Status Runtime::start(const uhmm_config& config) {
   context.config = config;
-  static_assert(static_cast<std::uint32_t>(os::Rung::UserMode) == UHMM_FAULTS_USER_MODE);
-  Result<os::Userfaultfd> uffd = os::Userfaultfd::open(static_cast<os::Rung>(config.fault_rung));
+  static_assert(static_cast<std::uint32_t>(os::Rung::Signal) == UHMM_FAULTS_SIGNAL);
+  const unsigned wishes =
+      os::kFollowMoves | ((config.flags & UHMM_CONFIG_DEVICE_ENTRIES) != 0 ? unsigned{os::kMarkAbsent} : 0);
+  Result<os::Userfaultfd> uffd = os::Userfaultfd::open(static_cast<os::Rung>(config.fault_rung), wishes);
   if (!uffd.ok()) return uffd.status();
   context.uffd = std::move(*uffd);
+  context.uffd.listen(engine::post_move, &context);
   context.config.fault_rung = static_cast<std::uint32_t>(context.uffd.rung());
   if (!context.uffd.features().write_protect && !context.uffd.features().move)
     return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd has neither write protection (5.7) nor MOVE (6.8)");
@@ -86,12 +91,20 @@ Status Runtime::start(const uhmm_config& config) {
     UHMM_TRY(context.staging.open(context.uffd, config.staging_memory, workers + config.service_threads + 8));
   UHMM_TRY(context.workers.start(workers));
   UHMM_TRY(faults.start(config.service_threads));
-  constexpr const char* kRungText[] = {"?", "userfaultfd(2)", "/dev/userfaultfd", "userfaultfd(2), user mode only"};
+  constexpr const char* kRungText[] = {"?", "userfaultfd(2)", "/dev/userfaultfd", "userfaultfd(2), user mode only",
+                                       "SIGBUS"};
   log::write(log::Level::Info, "CPU faults come by %s", kRungText[context.config.fault_rung]);
   if (!context.uffd.features().kernel_mode)
     log::write(log::Level::Warning,
                "only user-mode faults are served here: system calls on device-resident buffers fail with EFAULT (give "
                "access to /dev/userfaultfd or set vm.unprivileged_userfaultfd=1)");
+  if (context.uffd.rung() == os::Rung::Signal) {
+    const auto serve = [](void* its, const os::SignalledFault& fault) {
+      return engine::serve_signalled_fault(*static_cast<engine::Context*>(its), fault);
+    };
+    if (const int error = os::FaultSignal::install(serve, &context); error != 0)
+      return fail_errno("handling SIGBUS", error);
+  }
   for (std::uint32_t i = 0; i < config.soft_devices; ++i) {
     uhmm_device_desc desc = UHMM_DEVICE_DESC_INIT;
     desc.flags = (config.flags & UHMM_CONFIG_COHERENT) != 0 ? UHMM_DEVICE_COHERENT : 0;
@@ -150,6 +163,7 @@ Status Runtime::stop() {
       }
       return result;
     });
+  if (context.uffd.rung() == os::Rung::Signal) os::FaultSignal::remove();
   notifier.stop();
   faults.stop();
   context.accesses.stop();
@@ -178,6 +192,7 @@ void Runtime::after_fork_in_parent() {
 }
 
 void Runtime::after_fork_in_child() {
+  os::FaultSignal::forget_threads();
   faults.forget_threads();
   context.workers.forget_threads();
   context.accesses.forget_threads();

@@ -49,6 +49,21 @@ void Device::detach(const Window& window, ByteRange owned) {
   do_detach(window, owned);
 }
 
+Status Device::reserve_split() {
+  UHMM_MAY_FAIL(DeviceAttach);
+  return do_reserve_split();
+}
+
+Window Device::split(Window& window, VirtAddr at) {
+  UHMM_CHECK(window.range.begin < at && at < window.range.end && at.page_floor() == at,
+             "a window is split at a page inside it");
+  const Window low{{window.range.begin, at}, window.host};
+  const Window high{{at, window.range.end}, window.host == nullptr ? nullptr : window.host + (at - window.range.begin)};
+  do_split(window, low, high);
+  window = low;
+  return high;
+}
+
 Status Device::copy_in(const Window& window, ByteRange pages, const std::byte* from) {
   UHMM_CHECK(inside(window, pages), "copied pages belong to the window");
   UHMM_CHECK(from != nullptr, "a copy has a source");

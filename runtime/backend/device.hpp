@@ -71,6 +71,10 @@ class Device {
   // End it for `owned` (page aligned, inside window.range: pages that no other window shares); frees its memory.
   // `window.host` is unmapped as a whole.
   void detach(const Window& window, ByteRange owned);
+  // `window` ends at `at` from now on, a page boundary inside it; returns a window of the rest. The device's page table
+  // stays as it is. Can't fail after a reserve_split(), with no attach() between them. Errors of that: NO_MEMORY.
+  Status reserve_split();
+  Window split(Window& window, VirtAddr at);
 
   // Data. `pages` is page aligned inside window.range; buffers are staging, never managed memory.
   Status copy_in(const Window& window, ByteRange pages, const std::byte* from);
@@ -112,6 +116,7 @@ class Device {
   // True if the device can call `kernel` (it was loaded when the device started); else fills the detail text.
   Status check_kernel(uhmm_kernel kernel) const;
   // Read or write through the device's page table, taking its faults. `buffer` is ordinary memory. User threads only.
+  // FAULT: a part of it is not there any more, or poisoned; what comes before may have been written.
   Status access(VirtAddr address, std::byte* buffer, std::size_t bytes, bool is_write);
 
   // Faults: poll fault_fd() for POLLIN, then read. Returns how many were stored; 0 when none are pending.
@@ -131,6 +136,8 @@ class Device {
   virtual void do_close() = 0;
   virtual Status do_attach(std::span<Window> windows) = 0;
   virtual void do_detach(const Window& window, ByteRange owned) = 0;
+  virtual Status do_reserve_split() = 0;
+  virtual void do_split(const Window& window, const Window& lower, const Window& upper) = 0;
   virtual Status do_copy_in(const Window& window, ByteRange pages, const std::byte* from) = 0;
   virtual Status do_copy_out(const Window& window, ByteRange pages, std::byte* to) = 0;
   virtual Status do_zero(const Window& window, ByteRange pages) = 0;

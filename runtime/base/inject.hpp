@@ -12,6 +12,7 @@ namespace uhmm::inject {
 // X(identifier): one list; names are the identifiers.
 #define UHMM_INJECT_LIST(X) \
   X(StagingAcquire)         \
+  X(HugePage)               \
   X(MoveOut)                \
   X(MoveIn)                 \
   X(WriteProtect)           \

@@ -27,7 +27,12 @@ class Thread {
   // Waits for the body's return. Nothing to do when not running.
   void join();
   // In a forked child the thread does not exist: forget it.
-  void forget() { running_ = false; }
+  void forget();
+
+  // Threads of the runtime that were started and not joined yet, in this process.
+  static std::uint32_t count();
+  // Is the calling thread one of them?
+  static bool is_ours();
 
  private:
   static void* enter(void* self);

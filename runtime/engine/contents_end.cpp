@@ -45,6 +45,24 @@ Status discard(Context& context, const Segment& segment, PageMask pages) {
   return discard_some(context, segment, pages, false);
 }
 
+Status abandon(Context& context, const Segment& segment, PageMask pages) {
+  Block& block = *segment.block;
+  BlockScope scope(context, segment);
+  pages &= PageMask::of(segment.run);
+  for (BlockDevice* part : block.devices)
+    if (part != nullptr) UHMM_TRY(revoke(context, DeviceIndex{part->device}, *part, pages));
+  note_other_copies(context, segment, pages, kMaxDevices, UHMM_CAUSE_UNREGISTER);
+  block.bus_error -= pages;
+  block.in_place -= pages;
+  block.commit(PageEvent::Discard, pages, DeviceIndex{0});
+  for (BlockDevice* part : block.devices) {
+    if (part == nullptr) continue;
+    free_memory(context, DeviceIndex{part->device}, segment, pages);
+    refresh_list(context, DeviceIndex{part->device}, *part, false);
+  }
+  return {};
+}
+
 Status discard_dropped(Context& context, const Segment& segment, PageMask pages) {
   return discard_some(context, segment, pages, true);
 }

@@ -83,6 +83,7 @@ struct Context {
   std::array<DeviceSlot, kMaxDevices> slots;
   std::array<Pool, state::kMaxPools> pools;
   Staging staging;
+  std::atomic<std::uint32_t> moves_under_way{0};  // of memory, by the program, past us
   trace::EventRing events;
   trace::Counters totals;
   ForkGate fork_gate;

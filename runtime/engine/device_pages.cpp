@@ -74,6 +74,16 @@ Status revoke(Context& context, DeviceIndex index, BlockDevice& part, const Page
   return status;
 }
 
+Status unmap_resident(Context& context, DeviceIndex index, BlockDevice& part, const PageMask& pages) {
+  const PageMask mapped = part.mapped & pages;
+  Device* device = context.healthy(index);
+  if (mapped.none() || device == nullptr) return {};
+  Status status;
+  unmap_now(*device, part, mapped, status);
+  if (!status.ok() && device->lost()) return {};
+  return status;
+}
+
 Status revoke_write(Context& context, DeviceIndex index, BlockDevice& part, const PageMask& pages) {
   const PageMask writable = part.mapped & part.writable & pages;
   Device* device = context.healthy(index);

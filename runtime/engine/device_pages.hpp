@@ -16,6 +16,8 @@ Status attach_all(Context& context, DeviceIndex device);
 Status revoke(Context& context, DeviceIndex device, BlockDevice& part, const PageMask& pages);
 // The device may still read, but no longer write.
 Status revoke_write(Context& context, DeviceIndex device, BlockDevice& part, const PageMask& pages);
+// The same for pages that stay resident, whose entries can't become stale: the device is always asked.
+Status unmap_resident(Context& context, DeviceIndex device, BlockDevice& part, const PageMask& pages);
 // Would revoke() have to ask the device right now?
 bool must_ask(Context& context, DeviceIndex device, const BlockDevice& part, const PageMask& pages);
 // Unmap stale mappings. Called between Device::begin_work() and the launch.

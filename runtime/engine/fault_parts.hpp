@@ -47,10 +47,13 @@ struct Look {
   PageMask away;
   PageMask shared;
   std::uint32_t holder = kMaxDevices;
+  bool huge = false;  // of one huge page on the holder
 };
 inline Look look_at(Block& block, std::uint32_t page) {
   const std::scoped_lock lock(block.mutex);
-  return {block.kind_of(page), block.away(), block.shared(), block.holder(page)};
+  const std::uint32_t holder = block.holder(page);
+  const bool huge = holder != kMaxDevices && block.devices[holder]->huge;
+  return {block.kind_of(page), block.away(), block.shared(), holder, huge};
 }
 
 }  // namespace uhmm::engine

@@ -3,6 +3,7 @@
 
 #include <cerrno>
 #include <cstring>
+#include <ctime>
 
 #include "runtime/base/check.hpp"
 #include "runtime/base/inject.hpp"
@@ -16,6 +17,9 @@ using inject::should_fail;
 // A move flushes the staging page from every CPU's TLB, however few pages it takes; a copy flushes nothing, but
 // allocates each page.
 constexpr std::uint32_t kFewestToMove = 16;
+// Splitting a huge page takes a third of a millisecond.
+constexpr timespec kMoment{0, 50'000};
+constexpr int kMostMoments = 20;
 
 VirtAddr in_slot(const Staging::Slot& slot, PageRun run) { return VirtAddr{slot.memory} + run.offset(); }
 
@@ -66,9 +70,11 @@ PageMask Departure::take(const PageMask& pages) {
 }
 
 PageMask Departure::take_by_move(const PageMask& pages) {
-  slot_ = context_.staging.acquire_empty(pages);
+  if (huge_ && pages == PageMask::all()) slot_ = context_.staging.acquire_for_huge();
+  if (slot_ == nullptr) slot_ = context_.staging.acquire_empty(pages);
   if (slot_ == nullptr) return {};
   bool possible = true;
+  int moments = kMostMoments;
   pages.for_each_run([&](PageRun run) {
     bool touched = false;
     bool cleared = false;
@@ -88,10 +94,15 @@ PageMask Departure::take_by_move(const PageMask& pages) {
         cleared = os::drop_pages({to, to + run.bytes()}) == 0;
         if (cleared) continue;
       }
-      // EBUSY: shared with a child since a fork, until it is written; or pinned by the kernel for I/O. A write that
-      // changes nothing tells them apart: a page that is still busy then is pinned and stays.
+      // EBUSY: shared with a child since a fork, until it is written; or part of a huge page that is being split; or
+      // pinned by the kernel for I/O. A write that changes nothing ends the first and a moment the second: a page that
+      // is still busy then is pinned and stays.
       if (progress.error == EBUSY && !touched && os::touch_for_write(segment_.block->base + run.offset())) {
         touched = true;
+        continue;
+      }
+      if (progress.error == EBUSY && moments-- > 0) {
+        (void)nanosleep(&kMoment, nullptr);
         continue;
       }
       if (progress.error == EINVAL) {
@@ -104,6 +115,10 @@ PageMask Departure::take_by_move(const PageMask& pages) {
     }
   });
   slot_->filled |= moved_;
+  if (huge_ && !slot_->small) {
+    slot_->huge = moved_ == PageMask::all() && context_.process.is_huge(VirtAddr{slot_->memory});
+    slot_->small = !slot_->huge;
+  }
   return moved_;
 }
 
@@ -213,7 +228,7 @@ Arrival::~Arrival() {
   if (slot_ != nullptr) context_.staging.release(slot_);
 }
 
-Status Arrival::stage(DeviceIndex index, const PageMask& pages) {
+Status Arrival::stage(DeviceIndex index, const PageMask& pages, bool huge) {
   device_ = index;
   Device& device = *context_.slot(index).device;
   const backend::Window& window = segment_.range->windows[index.value];
@@ -224,8 +239,9 @@ Status Arrival::stage(DeviceIndex index, const PageMask& pages) {
     });
     return status;
   }
-  if (context_.use_move && segment_.range->can_move.load(std::memory_order_relaxed) && pages.count() >= kFewestToMove)
-    slot_ = context_.staging.acquire_filled(pages);
+  const bool can_move = context_.use_move && segment_.range->can_move.load(std::memory_order_relaxed);
+  if (can_move && huge) slot_ = context_.staging.acquire_huge(context_.process);
+  if (slot_ == nullptr && can_move && pages.count() >= kFewestToMove) slot_ = context_.staging.acquire_filled(pages);
   if (slot_ == nullptr) return status;  // publish() copies straight from the device
   in_slot_ = pages & slot_->filled;
   in_slot_.for_each_run([&](PageRun run) {
@@ -246,6 +262,11 @@ bool Arrival::publish_run(PageRun run, bool protect, PageMask& done) {
     os::Progress progress;
     bool left_slot = false;
     if (staged && !protect && segment_.range->can_move.load(std::memory_order_relaxed) && !should_fail(Point::MoveIn)) {
+      if (marks_away(context_, *segment_.range)) {
+        // In the way of a move; and page tables that only held marks are in the way of a huge page.
+        (void)context_.uffd.write_protect({to, to + run.bytes()}, false, os::Wake::No);
+        if (slot_->huge) (void)os::drop_pages({to, to + run.bytes()});
+      }
       progress = context_.uffd.move(to, in_slot(*slot_, run), run.bytes());
       left_slot = progress.done != 0;
       // Locked or protected since it left: the kernel minds where it moves to, not where it copies to.
@@ -301,6 +322,15 @@ Status Arrival::unstage(const PageMask& pages) {
     if (status.ok()) status = device.copy_in(window, segment_.block->range_of(run), from);
   });
   return status;
+}
+
+bool marks_away(const Context& context, const Range& range) {
+  return context.uffd.features().marks_absent && range.backing == state::Backing::Private;
+}
+
+void mark_away(Context& context, const Segment& segment, const PageMask& pages) {
+  if (!marks_away(context, *segment.range)) return;
+  pages.for_each_run([&](PageRun run) { (void)context.uffd.write_protect(segment.block->range_of(run), true); });
 }
 
 Result<PageMask> backed_pages(Context& context, const Segment& segment, const PageMask& pages) {

@@ -15,7 +15,8 @@ namespace uhmm::engine {
 // Pages taken from the program, on their way to a device. Exactly one of settle() and put_back() ends it for each page.
 class Departure {
  public:
-  Departure(Context& context, const Segment& segment) : context_(context), segment_(segment) {}
+  // `huge`: the whole block, which is one huge page.
+  Departure(Context& context, const Segment& segment, bool huge) : context_(context), segment_(segment), huge_(huge) {}
   Departure(const Departure&) = delete;
   Departure& operator=(const Departure&) = delete;
   ~Departure();
@@ -27,6 +28,8 @@ class Departure {
   // End the CPU's own copies that are still in place, after copy_to() and before the device's count as current. Returns
   // the pages of which that is done; put_back() the others.
   PageMask let_go(const PageMask& pages);
+  // Has the block been taken as the one huge page that it was?
+  bool took_huge() const { return huge_ && moved_ == PageMask::all() && slot_->huge; }
   // The data is elsewhere now. Wakes who waits for the pages.
   void settle(const PageMask& pages);
   // Give pages back to the CPU unchanged; those in `shared`, which a device still has copies of, write-protected.
@@ -39,6 +42,7 @@ class Departure {
 
   Context& context_;
   const Segment& segment_;
+  const bool huge_;
   Staging::Slot* slot_ = nullptr;
   PageMask moved_;      // in the staging slot
   PageMask protected_;  // still in place, write-protected
@@ -54,7 +58,8 @@ class Arrival {
   Arrival& operator=(const Arrival&) = delete;
   ~Arrival();
 
-  Status stage(DeviceIndex device, const PageMask& pages);
+  // `huge`: the whole block, to become one huge page if there is one to be had.
+  Status stage(DeviceIndex device, const PageMask& pages, bool huge);
   // Are these pages' data out of the device? If not, publish() still reads it there.
   bool staged(const PageMask& pages) const;
   // Returns the pages that the CPU has now; wakes whoever waits for them. `protect`: map them write-protected, for
@@ -73,6 +78,11 @@ class Arrival {
   Staging::Slot* slot_ = nullptr;
   PageMask in_slot_;
 };
+
+// Do entries in the kernel's page table stand for this range's pages on devices?
+bool marks_away(const Context& context, const Range& range);
+// Let them, for pages that have just left. What takes a page's place ends its mark.
+void mark_away(Context& context, const Segment& segment, const PageMask& pages);
 
 // Which pages have contents on the CPU's side (the others are "none").
 Result<PageMask> backed_pages(Context& context, const Segment& segment, const PageMask& pages);

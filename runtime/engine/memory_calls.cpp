@@ -57,6 +57,13 @@ void visit(const Segment& segment, Walk& walk, Move&& move) {
     walk.done += move(segment, PageMask::of(segment.run));
 }
 
+Outcome stays(const PageMask& pages, Status why) {
+  Outcome out;
+  out.status = why;
+  out.skipped = pages.count();
+  return out;
+}
+
 // Room for all of it at once, or for nothing: what is overwritten is given up only when nothing known is in the way.
 bool reserve_all(Context& context, ByteRange pages, Reservation& reservation) {
   Budget all;
@@ -84,6 +91,7 @@ bool overwrite_all(Context& context, ByteRange pages, ToDevice how, Walk& walk) 
   if (!reserve_all(context, pages, reservation)) return false;
   const Status walked = context.space.for_each_segment(pages, true, [&](const Segment& segment) {
     visit(segment, walk, [&](const Segment& part, const PageMask& all) {
+      if (Status ready = attach(context, *part.range, how.device); !ready.ok()) return stays(all, ready);
       return migrate_reserved(context, part, all, how, reservation);
     });
     return Status{};
@@ -144,6 +152,9 @@ Counts migrate(Context& context, const MigrateRequest& request) {
         const Operation operation(context);
         const Status walked = context.space.for_each_segment(blocks.part(i), leaving, [&](const Segment& segment) {
           visit(segment, mine, [&](const Segment& part, const PageMask& all) {
+            // Attached before, unless the range has been exchanged for another meanwhile.
+            if (leaving)
+              if (Status ready = attach(context, *part.range, device); !ready.ok()) return stays(all, ready);
             return leaving ? migrate_to_device(context, part, all, how, pages)
                            : to_system(context, part, all, request.want, request.cause);
           });
@@ -248,7 +259,12 @@ Status hold(Context& context, ByteRange bytes, DeviceIndex device, bool on) {
   }
   for (VirtAddr at = bytes.begin; at < bytes.end;) {
     Range* range = context.space.find_byte(at);
-    if (range == nullptr) break;
+    if (range == nullptr) {
+      const auto next = context.space.ranges().upper_bound(at.value);
+      if (next == context.space.ranges().end()) break;
+      at = next->second->bytes.begin;
+      continue;
+    }
     // unregister_all() has let go of everything.
     std::uint32_t holds = range->holds.load();
     while ((on || holds != 0) && !range->holds.compare_exchange_weak(holds, on ? holds + 1 : holds - 1)) {
@@ -295,6 +311,7 @@ SnapshotPart snapshot_part(Context& context, VirtAddr page, std::uint32_t count)
       if (device == nullptr || !device->resident.test(first + i)) continue;
       const auto bit = static_cast<std::uint8_t>(1u << device->device);
       info.devices |= bit;
+      if (device->huge) info.huge |= bit;
       if (!device->mapped.test(first + i)) continue;
       info.mapped |= bit;
       if (device->writable.test(first + i)) info.device_write |= bit;

@@ -13,7 +13,8 @@ struct Counts {
   Outcome done;
 };
 
-Status register_range(Context& context, ByteRange bytes);
+// `caller_is_program`: it is a thread of the program that waits for this.
+Status register_range(Context& context, ByteRange bytes, bool caller_is_program);
 Status unregister_range(Context& context, VirtAddr begin);
 // Everything home and every range gone. DATA_LOST if something was lost.
 Status unregister_all(Context& context);

@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "runtime/base/check.hpp"
+#include "runtime/base/inject.hpp"
 #include "runtime/engine/block_scope.hpp"
 #include "runtime/engine/coherent.hpp"
 #include "runtime/engine/device_pages.hpp"
@@ -164,7 +165,11 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
     out.status = unusable(context, index);
     return out;
   }
-  if (range.closing.load()) {
+  // A fault that is served late: its kernel has ended, and what the program did since counts more. Only under the lock
+  // is that certain: whoever waited for the kernel and then took the pages back did so before, or sees them come.
+  const bool on_demand = cause == UHMM_CAUSE_DEVICE_FAULT || cause == UHMM_CAUSE_PREFETCH_FAULT;
+  const bool late = on_demand && !device->busy();
+  if (range.closing.load() || late) {
     out.skipped = (pages & PageMask::of(segment.run)).count();
     return out;
   }
@@ -214,7 +219,11 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   PageMask from_peers;
   PageMask duplicated;
   PageMask taken;
-  Departure departure(context, segment);
+  // One huge page of the program's, to be moved as one.
+  const bool huge = want != Want::Duplicate && !device->capabilities().coherent && plan.backed == PageMask::all() &&
+                    range.backing == state::Backing::Private && context.process.is_huge(block.base) &&
+                    !inject::should_fail(inject::Point::HugePage);
+  Departure departure(context, segment, huge);
   const std::uint64_t copy_started = os::now_ns();
   if (plan.none.any()) {
     out.status = zero_on_device(context, segment, index, plan.none);
@@ -269,7 +278,9 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   commit_to(block, PageEvent::DuplicateToDevice, duplicated, index, Want::Duplicate);
   const PageMask already = there.minus(plan.upgrade);
   if (want == Want::Exclusive) commit_to(block, PageEvent::MakeExclusive, already.minus(block.exclusive), index, want);
+  if (departure.took_huge() && taken == PageMask::all()) part->huge = true;
   departure.settle(taken);
+  mark_away(context, segment, populated | taken);
 
   // The new mapping.
   const PageMask resident = pages & part->resident;
@@ -303,10 +314,12 @@ PageMask bring_home(Context& context, const Segment& segment, DeviceIndex index,
   Arrival arrival(context, segment);
   Device& device = *context.slot(index).device;
   const bool duplicate = want == Want::Duplicate;
+  const bool huge =
+      part.huge && !duplicate && pages == PageMask::all() && !inject::should_fail(inject::Point::HugePage);
   // A few pages of a running device: stop its writes, copy, then unmap by freeing; nothing waits for its process.
   const bool few = !duplicate && pages.count() <= kFewPages && must_ask(context, index, part, pages);
   status = duplicate || few ? revoke_write(context, index, part, pages) : revoke(context, index, part, pages);
-  if (status.ok()) status = arrival.stage(index, pages);
+  if (status.ok()) status = arrival.stage(index, pages, huge);
   if (!status.ok()) return {};
   bool freed = false;
   if (few && arrival.staged(pages)) {

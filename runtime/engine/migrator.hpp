@@ -56,6 +56,8 @@ Outcome end_sharing(Context& context, const Segment& segment, PageMask pages, uh
 Outcome end_copies_of(Context& context, const Segment& segment, PageMask pages, DeviceIndex device, uhmm_cause cause);
 // Drop contents wherever they are.
 Status discard(Context& context, const Segment& segment, PageMask pages);
+// The same for pages whose addresses the kernel has given to something else: only what devices have of them ends.
+Status abandon(Context& context, const Segment& segment, PageMask pages);
 // The same for those shared pages of private memory whose copy in system memory the program has dropped by itself.
 Status discard_dropped(Context& context, const Segment& segment, PageMask pages);
 // The device died: pages whose only copy was there are lost. Returns how many.

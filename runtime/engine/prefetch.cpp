@@ -51,7 +51,7 @@ void post(Context& context, VirtAddr next, state::Locality::Stream& stream, bool
     if (to_cpu) {
       if (found == nullptr) continue;
       const std::scoped_lock lock(found->mutex);
-      if (found->away().count() <= 1) continue;
+      if (found->away().count() <= 1 || found->is_huge()) continue;
     }
     Fetch* job = make_in_arena<Fetch>();
     if (job == nullptr) return;

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // Ranges come and go.
+#include <cerrno>
+
 #include "runtime/base/arena.hpp"
+#include "runtime/base/thread.hpp"
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/lost_pages.hpp"
 #include "runtime/engine/memory_calls.hpp"
 #include "runtime/engine/pool_calls.hpp"
+#include "runtime/engine/range_end.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -22,13 +26,14 @@ Result<state::Backing> inspect(Context& context, ByteRange bytes) {
                   at.value);
     if (mapping.kind == os::MappingKind::None || !mapping.range.contains(at))
       return fail(UHMM_ERR_FAULT, "nothing is mapped at %#lx", at.value);
-    if (!mapping.readable || !mapping.writable)
-      return fail(UHMM_ERR_FAULT, "the memory at %#lx is not readable and writable", at.value);
     if (mapping.page_bytes != kPageBytes)
       return fail(UHMM_ERR_NOT_SUPPORTED, "the memory at %#lx has pages of %lu bytes (hugetlb)", at.value,
                   mapping.page_bytes);
-    if (mapping.kind == os::MappingKind::PrivateFile)
-      return fail(UHMM_ERR_NOT_SUPPORTED, "the memory at %#lx is a private file mapping", at.value);
+    if (mapping.kind == os::MappingKind::Shared && (!mapping.readable || !mapping.writable))
+      return fail(UHMM_ERR_FAULT, "the shared memory at %#lx is not readable and writable", at.value);
+    if (mapping.kind == os::MappingKind::PrivateFile && (!mapping.writable || mapping.executable))
+      return fail(UHMM_ERR_NOT_SUPPORTED,
+                  "the memory at %#lx is a private file mapping that can't be written, or is code", at.value);
     if (mapping.kind == os::MappingKind::Special)
       return fail(UHMM_ERR_NOT_SUPPORTED, "the memory at %#lx is of a special kind", at.value);
     const state::Backing kind =
@@ -39,6 +44,31 @@ Result<state::Backing> inspect(Context& context, ByteRange bytes) {
     at = mapping.range.end;
   }
   return *backing;
+}
+
+// userfaultfd can't watch private file mappings: anonymous memory with the same contents takes their place. That can't
+// be done in one step, so it is done only while no other thread of the program could write there.
+Status take_from_files(Context& context, ByteRange pages, bool caller_is_program) {
+  for (VirtAddr at = pages.begin; at < pages.end;) {
+    Result<os::Mapping> found = context.process.find_mapping(at);
+    if (!found.ok()) return found.status();
+    const ByteRange piece = found->range.intersect({at, pages.end});
+    if (found->kind == os::MappingKind::PrivateFile) {
+      const std::uint32_t runtime_threads = Thread::count();
+      const bool alone = os::count_threads() == runtime_threads + 1 && Thread::count() == runtime_threads;
+      if (!alone || !caller_is_program)
+        return fail(UHMM_ERR_NOT_SUPPORTED,
+                    "the memory at %#lx is a private file mapping: it can be registered only while the program has one "
+                    "thread",
+                    at.value);
+      const int error = os::make_anonymous(context.process, *found, piece);
+      if (error == EIO)
+        return fail(UHMM_ERR_NOT_SUPPORTED, "the mapping at %#lx reaches beyond the end of its file", at.value);
+      if (error != 0) return fail_errno("replacing a private file mapping", error);
+    }
+    at = piece.end;
+  }
+  return {};
 }
 
 // Shared memory can be watched only if it is shmem; a mapping of an ordinary file can't. `pages` are watched by nobody.
@@ -67,6 +97,9 @@ std::byte* map_view(Context& context, ByteRange pages) {
       os::unmap(view, pages.bytes());
       return nullptr;
     }
+    // Where a neighbour watches an edge, the kernel watches the view too.
+    const VirtAddr there{view + (at - pages.begin)};
+    (void)context.uffd.unregister_range({there, there + piece.bytes()});
     at = piece.end;
   }
   return view;
@@ -152,51 +185,9 @@ Status close_range(Context& context, Range& range) {
               : Status{};
 }
 
-// Under the exclusive lock: devices forget the range.
-void detach(Context& context, Range& range) {
-  const ByteRange own = context.space.pages_not_shared(range);
-  for (VirtAddr at = range.pages.begin.block_floor(); at < range.pages.end; at = at + kBlockBytes) {
-    Block* block = context.space.find_block(at);
-    if (block == nullptr) continue;
-    const ByteRange part = own.intersect({block->base, block->base + kBlockBytes});
-    const Segment segment{
-        &range,
-        block,
-        {part.empty() ? 0 : part.begin.page_in_block(), part.empty() ? 0 : static_cast<std::uint32_t>(part.pages())}};
-    const std::scoped_lock lock(block->mutex);
-    for (BlockDevice* device_part : block->devices) {
-      if (device_part == nullptr) continue;
-      const DeviceIndex index{device_part->device};
-      free_memory(context, index, segment, PageMask::of(segment.run), Freeing::WithWindow);
-      device_part->mapped -= PageMask::of(segment.run);
-      if (block->references == 1) {
-        // The block goes with its last range; what an edge page still has goes with it.
-        const Segment all{&range, block, {0, kPagesPerBlock}};
-        free_memory(context, index, all, device_part->allocated, Freeing::WithWindow);
-        context.slot(index).memory.forget(device_part);
-      } else {
-        refresh_list(context, index, *device_part, false);
-      }
-    }
-    // They raise SIGBUS as before, but nobody counts them any more (unsigned wrap-around subtracts).
-    const PageMask lost = block->lost & PageMask::of(segment.run);
-    context.count(range, trace::Counter::PagesLost, std::uint64_t{0} - lost.count());
-    block->lost -= lost;
-    block->bus_error -= lost;
-  }
-  for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
-    Device* device = context.slots[i].device;
-    if (device == nullptr) continue;
-    if ((range.attached.load() & (1u << i)) != 0)
-      device->detach(range.windows[i], own);
-    else
-      context.slots[i].unattached.fetch_sub(1);
-  }
-}
-
 }  // namespace
 
-Status register_range(Context& context, ByteRange bytes) {
+Status register_range(Context& context, ByteRange bytes, bool caller_is_program) {
   {
     // Ahead of everything that touches the memory: it may be watched already.
     const Operation operation(context);
@@ -205,6 +196,7 @@ Status register_range(Context& context, ByteRange bytes) {
   SharedEdges shared(context, bytes);
   Result<state::Backing> backing = inspect(context, bytes);
   if (!backing.ok()) return backing.status();
+  UHMM_TRY(take_from_files(context, bytes.to_pages(), caller_is_program));
   Range* range = make_in_arena<Range>(bytes, *backing);
   if (range == nullptr) return fail(UHMM_ERR_NO_MEMORY, "no memory for a range's metadata");
   range->can_move.store(*backing == state::Backing::Private);
@@ -235,7 +227,8 @@ Status register_range(Context& context, ByteRange bytes) {
     destroy_in_arena(range);
     return status;
   }
-  context.record(UHMM_EVENT_REGISTER, UHMM_CAUSE_USER, bytes, static_cast<std::uint32_t>(range->pages.pages()), 0);
+  // Not by the range, which somebody may have ended already.
+  context.record(UHMM_EVENT_REGISTER, UHMM_CAUSE_USER, bytes, static_cast<std::uint32_t>(bytes.to_pages().pages()), 0);
   return {};
 }
 
@@ -264,19 +257,8 @@ Status unregister_range(Context& context, VirtAddr begin) {
       range->closing.store(false);
       return fail(UHMM_ERR_NO_MEMORY, "pages of the range at %#lx could not be brought back", begin.value);
     }
-    detach(context, *range);
-    {
-      const std::scoped_lock arm_lock(range->arm_mutex);
-      const ByteRange own = context.space.pages_not_shared(*range);
-      // An edge may still be watched for a neighbour that is gone.
-      if ((range->armed || range->had_neighbours) && !own.empty()) (void)context.uffd.unregister_range(own);
-    }
-    context.space.remove(range);
+    end_range(context, range);
   }
-  context.record(UHMM_EVENT_UNREGISTER, UHMM_CAUSE_UNREGISTER, range->bytes,
-                 static_cast<std::uint32_t>(range->pages.pages()), 0);
-  os::unmap(range->alias, range->pages.bytes());
-  destroy_in_arena(range);
   return status;
 }
 

@@ -13,6 +13,12 @@ namespace uhmm::engine {
 
 inline constexpr std::uint64_t kReportMagic = 0x31'50'41'4d'4d'4d'48'55;  // "UHMMMAP1"
 
+// What a tool may ask for. Either is answered with a report.
+enum class Request : char {
+  Report = 'r',
+  BringHome = 'h',  // bring all pages home first
+};
+
 struct ReportHeader {
   std::uint64_t magic = kReportMagic;
   std::uint32_t header_bytes = sizeof(ReportHeader);
@@ -55,7 +61,8 @@ struct ReportRange {
   std::uint8_t pinned = 0;
   std::uint8_t held = 0;      // acquired, or used by queued work
   std::uint8_t poisoned = 0;  // lost pages have entries, which pagemap takes for swapped pages
-  std::uint8_t reserved[4] = {};
+  std::uint8_t marked = 0;    // and so have pages on devices
+  std::uint8_t reserved[3] = {};
 };
 
 }  // namespace uhmm::engine

@@ -4,6 +4,8 @@
 #include <cstring>
 
 #include "runtime/base/log.hpp"
+#include "runtime/engine/host_pages.hpp"
+#include "runtime/engine/memory_calls.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/engine/report_format.hpp"
 #include "runtime/engine/worker_pool.hpp"
@@ -81,6 +83,7 @@ ReportRange describe(Context& context, const Range& range) {
   out.read_mostly = range.advice.read_mostly.load() ? 1 : 0;
   out.pinned = range.advice.pinned.load() ? 1 : 0;
   out.held = range.holds.load() != 0 ? 1 : 0;
+  out.marked = marks_away(context, range) ? 1 : 0;
   out.poisoned = context.uffd.features().poison ? 1 : 0;
   return out;
 }
@@ -134,12 +137,19 @@ void Reporter::run(void* self) {
   for (;;) {
     const int caller = reporter.service_.accept();
     if (caller < 0) return;
-    reporter.answer(caller);
+    reporter.answer(caller, os::LocalService::request_of(caller));
     os::close_descriptor(caller);
   }
 }
 
-void Reporter::answer(int caller) {
+void Reporter::answer(int caller, char request) {
+  if (request == static_cast<char>(Request::BringHome)) {
+    // What could not come the report tells.
+    (void)bring_home(context_, kMaxDevices, UHMM_CAUSE_USER);
+    deliver_pool_calls(context_);
+  } else if (request != static_cast<char>(Request::Report)) {
+    return;
+  }
   const int file = os::make_empty_file("uhmm-report");
   if (file < 0) return;
   // Whoever called and hears nothing finds the connection closed.

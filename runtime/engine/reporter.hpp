@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Answers `uhmm maps`: one thread that sleeps until a tool of the same user calls, then says where everything is. It
-// has a thread of its own so that it answers also when workers and service threads are all busy, or stuck.
+// Answers `uhmm maps` and `uhmm home`: one thread that sleeps until a tool of the same user calls, brings everything
+// home if it is asked to, and says where everything is. It has a thread of its own so that it answers also when workers
+// and service threads are all busy, or stuck.
 #pragma once
 
 #include "runtime/base/thread.hpp"
@@ -19,7 +20,7 @@ class Reporter {
 
  private:
   static void run(void* self);
-  void answer(int caller);
+  void answer(int caller, char request);
 
   Context& context_;
   os::LocalService service_;

@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // Serving one fault of the CPU: find the block, decide how much, do it, wake.
+#include <optional>
+
 #include "runtime/engine/fault_parts.hpp"
 #include "runtime/engine/fault_service.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/lost_pages.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/engine/prefetch.hpp"
+#include "runtime/engine/range_end.hpp"
 #include "runtime/os/thread.hpp"
 #include "runtime/policy/placement.hpp"
 
@@ -26,6 +29,14 @@ void serve_shared_read(Context& context, const Segment& segment, std::uint32_t p
   context.uffd.wake(page_at(segment.block->base + std::size_t{page} * kPageBytes));
 }
 
+// A fault where nothing is registered. Unregistered meanwhile: all is home, the access just has to be tried again. Of
+// memory that is being moved: later. Else the kernel watches more than it was asked to.
+void serve_unknown(Context& context, VirtAddr address) {
+  if (context.staging.refuse_fault(context.uffd, address)) return;
+  if (context.uffd.all_moves_told() && context.moves_under_way.load() == 0) watch_no_more(context, address);
+  context.uffd.wake(page_at(address));
+}
+
 struct CpuService {
   Context& context;
   const os::UffdFault& fault;
@@ -39,13 +50,16 @@ struct CpuService {
 };
 
 bool CpuService::serve() {
-  const Operation operation(context);
   const VirtAddr address = fault.address;
+  std::optional<Operation> operation(std::in_place, context);
   Range* range = context.space.find_page(address);
   Block* block = range != nullptr ? context.space.block(address) : nullptr;
   if (block == nullptr) {
-    // Unregistered meanwhile: all is home, the access just has to be tried again.
-    if (!context.staging.refuse_fault(context.uffd, address)) context.uffd.wake(page_at(address));
+    operation.reset();
+    if (range == nullptr)
+      serve_unknown(context, address);
+    else
+      context.uffd.wake(page_at(address));  // no memory for the block: the access is tried again
     return true;
   }
   const std::uint64_t started = os::now_ns();
@@ -66,7 +80,8 @@ bool CpuService::serve() {
         return true;
       }
       const policy::FaultWindow window = decide(context, range->cpu_locality, segment, page, 1);
-      const PageMask pages = window_mask(segment, page, window.pages) & seen.away;
+      // A huge page stays whole: it comes as one.
+      const PageMask pages = seen.huge ? PageMask::all() : window_mask(segment, page, window.pages) & seen.away;
       const bool duplicate = !fault.is_write && policy::keeps_copy(range->advice, DeviceIndex{seen.holder}.processor());
       const Outcome out =
           to_system(context, segment, pages, duplicate ? Want::Duplicate : Want::Move, UHMM_CAUSE_CPU_FAULT);

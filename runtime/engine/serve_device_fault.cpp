@@ -95,7 +95,10 @@ void DeviceService::serve() {
     return;
   }
   const policy::FaultWindow window = decide(context, range.device_locality, segment, page, kSmallestDeviceWindow);
-  PageMask pages = window_mask(segment, page, window.pages);
+  // A huge page of the program's comes as one.
+  const bool huge = seen.kind == PageKind::System && range.backing == state::Backing::Private &&
+                    context.process.is_huge(segment.block->base);
+  PageMask pages = huge ? PageMask::all() : window_mask(segment, page, window.pages);
   ToDevice request{index, Want::Move, UHMM_CAUSE_DEVICE_FAULT, PageMask::all()};
   if (fault.is_protection) {
     policy::learn_device_write(range.device_locality, true, window.pages);
@@ -113,7 +116,7 @@ void DeviceService::serve() {
   // A write that is not allowed may not even take pages from where they are.
   if (writes) pages = allowed(pages);
   if (pages.test(page)) (void)bring(pages, request);
-  if (!served() && !bring_one(request)) refuse_access(context, index, segment.block, fault.address);
+  if (!served() && device.busy() && !bring_one(request)) refuse_access(context, index, segment.block, fault.address);
   map_again(context, *segment.block, index, page);
   device.wake(page_at(fault.address));
   if (!window.streaming()) return;
@@ -132,6 +135,13 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
     const std::uint64_t started = os::now_ns();
     Device* device = context.healthy(index);
     Range* range = device != nullptr ? context.space.find_page(fault.address) : nullptr;
+    // Read, but served with another one's window meanwhile, and its kernel has ended: nobody waits for the page, and to
+    // take it from the CPU now would only move it back and forth.
+    if (device != nullptr && !device->busy()) {
+      device->wake(page_at(fault.address));
+      range = nullptr;
+      device = nullptr;
+    }
     const bool managed = range != nullptr && !range->closing.load();
     Block* block = managed ? context.space.block(fault.address) : nullptr;
     if (managed && block == nullptr) {

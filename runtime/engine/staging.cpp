@@ -24,6 +24,7 @@ constexpr std::uint64_t kLookEveryNs = 100'000'000;
 Staging::Staging() : slots_(Arena::instance().resource()) {}
 
 Status Staging::open(const os::Userfaultfd& uffd, std::uint64_t bytes, std::uint32_t users) {
+  uffd_ = &uffd;
   limit_pages_ = bytes >> kPageShift;
   const std::size_t count = static_cast<std::size_t>((bytes + kBlockBytes - 1) / kBlockBytes) + users;
   memory_bytes_ = count * kBlockBytes;
@@ -38,6 +39,13 @@ Status Staging::open(const os::Userfaultfd& uffd, std::uint64_t bytes, std::uint
     return fail(UHMM_ERR_NO_MEMORY, "no memory for %zu staging slots", count);
   }
   for (std::size_t i = 0; i < count; ++i) slots_[i].memory = memory_ + i * kBlockBytes;
+  source_memory_ = os::map_private(kSources * kBlockBytes);
+  if (source_memory_ == nullptr) return fail(UHMM_ERR_NO_MEMORY, "no address space for staging huge pages");
+  for (std::size_t i = 0; i < kSources; ++i) {
+    sources_[i].memory = source_memory_ + i * kBlockBytes;
+    sources_[i].source = true;
+    (void)renew(sources_[i]);
+  }
   return {};
 }
 
@@ -46,6 +54,9 @@ void Staging::close() {
   slots_.shrink_to_fit();
   os::unmap(memory_, memory_bytes_);
   memory_ = nullptr;
+  os::unmap(source_memory_, kSources * kBlockBytes);
+  source_memory_ = nullptr;
+  sources_.fill({});
   held_pages_ = 0;
 }
 
@@ -69,6 +80,7 @@ Staging::Slot* Staging::acquire_empty(const PageMask& pages) {
   best->in_use = true;
   held_pages_ -= best->filled.count();
   if (best_count != 0) free_pages(*best);
+  best->small = true;
   next_empty_ = static_cast<std::size_t>(best - slots_.data());
   return best;
 }
@@ -83,7 +95,7 @@ Staging::Slot* Staging::acquire_filled(const PageMask& pages) {
   const std::size_t start = next_filled_;
   for (std::size_t i = 0; i < slots_.size(); ++i) {
     Slot& slot = from(start, i);
-    if (slot.in_use) continue;
+    if (slot.in_use || slot.huge) continue;
     const std::uint32_t count = (slot.filled & pages).count();
     if (count <= best_count) continue;
     best = &slot;
@@ -95,6 +107,70 @@ Staging::Slot* Staging::acquire_filled(const PageMask& pages) {
   held_pages_ -= best->filled.count();
   next_filled_ = static_cast<std::size_t>(best - slots_.data());
   return best;
+}
+
+Staging::Slot* Staging::acquire_for_huge() {
+  if (inject::should_fail(inject::Point::StagingAcquire)) return nullptr;
+  Slot* best = nullptr;
+  bool fresh = false;
+  {
+    const std::scoped_lock lock(mutex_);
+    // One that is ready, else an empty one, else one with few pages.
+    std::uint32_t best_cost = ~0u;
+    const std::size_t start = next_empty_;
+    for (std::size_t i = 0; i < slots_.size() && best_cost != 0; ++i) {
+      Slot& slot = from(start, i);
+      if (slot.in_use) continue;
+      const std::uint32_t cost = slot.filled.count() * 2 + (slot.small ? 1 : 0);
+      if (cost >= best_cost) continue;
+      best = &slot;
+      best_cost = cost;
+    }
+    if (best == nullptr) return nullptr;
+    best->in_use = true;
+    held_pages_ -= best->filled.count();
+    fresh = best_cost == 0;
+    next_empty_ = static_cast<std::size_t>(best - slots_.data());
+  }
+  if (fresh || renew(*best)) return best;
+  release(best);
+  return nullptr;
+}
+
+Staging::Slot* Staging::acquire_huge(const os::ProcessMemory& process) {
+  if (inject::should_fail(inject::Point::StagingAcquire)) return nullptr;
+  Slot* found = nullptr;
+  {
+    const std::scoped_lock lock(mutex_);
+    const auto recycled = std::ranges::find_if(slots_, [](const Slot& slot) { return !slot.in_use && slot.huge; });
+    if (recycled != slots_.end()) {
+      recycled->in_use = true;
+      held_pages_ -= recycled->filled.count();
+      return &*recycled;
+    }
+    const auto source = std::ranges::find_if(sources_, [](const Slot& slot) { return !slot.in_use && !slot.small; });
+    if (source == sources_.end()) return nullptr;
+    found = &*source;
+    found->in_use = true;
+  }
+  const VirtAddr memory{found->memory};
+  found->filled = PageMask::all();
+  found->huge = os::populate_write({memory, memory + kBlockBytes}) == 0 && process.is_huge(memory);
+  if (found->huge) return found;
+  release(found);
+  return nullptr;
+}
+
+// What single pages have left behind would be in the way of a huge one. False: it can't be used.
+bool Staging::renew(Slot& slot) const {
+  slot.filled.clear();
+  slot.huge = false;
+  const VirtAddr memory{slot.memory};
+  const int error = os::renew_private(slot.memory, kBlockBytes, slot.source);
+  const bool good =
+      error == 0 && (slot.source || uffd_->register_range({memory, memory + kBlockBytes}, os::kMissing) == 0);
+  slot.small = !good;
+  return good;
 }
 
 std::uint64_t Staging::limit_now() {
@@ -110,6 +186,16 @@ std::uint64_t Staging::limit_now() {
 }
 
 void Staging::release(Slot* slot) {
+  if (slot->huge && slot->filled != PageMask::all()) {
+    slot->huge = false;
+    slot->small = slot->filled.any();
+  }
+  if (slot->source) {
+    if (slot->filled.any()) (void)renew(*slot);
+    const std::scoped_lock lock(mutex_);
+    slot->in_use = false;
+    return;
+  }
   const std::uint64_t limit = limit_now();
   const std::scoped_lock lock(mutex_);
   if (held_pages_ + slot->filled.count() > limit) free_pages(*slot);
@@ -141,6 +227,7 @@ void Staging::free_pages(Slot& slot) {
     (void)os::drop_pages({base + run.offset(), base + run.offset() + run.bytes()});
   });
   slot.filled.clear();
+  slot.huge = false;
 }
 
 }  // namespace uhmm::engine

@@ -7,6 +7,7 @@
 // touching another one is a fault that is served with an error.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <memory_resource>
@@ -15,6 +16,7 @@
 #include "runtime/base/lock.hpp"
 #include "runtime/base/page_mask.hpp"
 #include "runtime/base/status.hpp"
+#include "runtime/os/memory.hpp"
 #include "runtime/os/userfaultfd.hpp"
 
 namespace uhmm::engine {
@@ -25,6 +27,9 @@ class Staging {
     std::byte* memory = nullptr;  // kBlockBytes
     PageMask filled;              // pages that are populated, contents meaningless
     bool in_use = false;
+    bool huge = false;    // filled with one huge page
+    bool small = false;   // its page table has had entries of single pages: no huge page moves in as one
+    bool source = false;  // huge pages only move out of it
   };
 
   Staging();
@@ -36,6 +41,10 @@ class Staging {
   Slot* acquire_empty(const PageMask& pages);
   // The slot with the most of `pages` filled (to move pages in from). nullptr: no slot has any.
   Slot* acquire_filled(const PageMask& pages);
+  // The same for whole blocks that are one huge page: a slot into which, and one from which, it moves in one operation.
+  // nullptr: none can be had now, single pages go on.
+  Slot* acquire_for_huge();
+  Slot* acquire_huge(const os::ProcessMemory& process);
   // Give a slot back; its `filled` must be right. Pages beyond the limit are freed, and so are others when the machine
   // or the control group runs short: recycled pages are worth less than the program's own.
   void release(Slot* slot);
@@ -47,6 +56,7 @@ class Staging {
 
  private:
   void free_pages(Slot& slot);
+  bool renew(Slot& slot) const;
   std::uint64_t limit_now();
   // Slots in the order of a scan: from where something was found last.
   Slot& from(std::size_t start, std::size_t i) {
@@ -55,7 +65,11 @@ class Staging {
   }
 
   mutable RankedMutex<LockRank::Staging> mutex_;
+  const os::Userfaultfd* uffd_ = nullptr;
   std::pmr::vector<Slot> slots_;
+  static constexpr std::size_t kSources = 4;
+  std::array<Slot, kSources> sources_;  // not watched, so that a touch gives them a huge page
+  std::byte* source_memory_ = nullptr;
   std::byte* memory_ = nullptr;
   std::size_t memory_bytes_ = 0;
   std::uint64_t limit_pages_ = 0;

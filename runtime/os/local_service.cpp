@@ -88,7 +88,7 @@ void LocalService::stop() const {
     return;
   }
   // Who waits still does so at the socket that was ours: a call of our own wakes it.
-  Result<int> woken = ask_local_service(getpid(), 0);
+  Result<int> woken = ask_local_service(getpid(), '\0', 0);
   if (woken.ok()) ::close(*woken);
 }
 
@@ -97,7 +97,13 @@ void LocalService::close() {
   fd_ = -1;
 }
 
-Result<int> ask_local_service(pid_t process, int timeout_ms) {
+char LocalService::request_of(int caller) {
+  char request = 0;
+  Message message;
+  return receive_message(caller, &request, sizeof(request), 1000, &message) == 0 ? request : '\0';
+}
+
+Result<int> ask_local_service(pid_t process, char request, int timeout_ms) {
   const int fd = ::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
   if (fd < 0) return fail_errno("socket(AF_UNIX)", errno);
   const timeval limit{timeout_ms / 1000, timeout_ms % 1000 * 1000};
@@ -115,12 +121,14 @@ Result<int> ask_local_service(pid_t process, int timeout_ms) {
     ::close(fd);
     return fail(UHMM_ERR_PERMISSION, "process %d has taken the place of process %d", who.pid, process);
   }
+  (void)send(fd, &request, sizeof(request), MSG_NOSIGNAL);  // who has hung up is found out below
   char yes = 0;
   Message message;
   const int error = receive_message(fd, &yes, sizeof(yes), timeout_ms, &message);
   ::close(fd);
   if (error == ETIMEDOUT) return fail(UHMM_ERR_TIMEOUT, "process %d does not answer", process);
-  if (error == EPIPE || (error == 0 && message.fd < 0))
+  // ECONNRESET: hung up on before it read the request.
+  if (error == EPIPE || error == ECONNRESET || (error == 0 && message.fd < 0))
     return fail(UHMM_ERR_PERMISSION, "process %d, of user %u, does not answer this user", process, who.uid);
   if (error != 0) return fail_errno("waiting for an answer", error);
   return message.fd;

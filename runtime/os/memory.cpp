@@ -13,6 +13,8 @@
 #include <cstdio>
 #include <cstring>
 
+#include "runtime/os/page_details.hpp"
+
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
 #endif
@@ -52,11 +54,31 @@ constexpr const char* kLostName = "uhmm-lost";
 
 MappingKind kind_of(bool shared, std::uint64_t inode, const char* name) {
   if (std::strstr(name, kLostName) != nullptr) return MappingKind::Lost;
+  if (std::strstr(name, kDeviceMemoryName) != nullptr) return MappingKind::Special;
   if (std::strncmp(name, "[vvar", 5) == 0 || std::strncmp(name, "[vdso", 5) == 0 ||
       std::strncmp(name, "[vsyscall", 9) == 0)
     return MappingKind::Special;
   if (shared) return std::strstr(name, "anon_hugepage") != nullptr ? MappingKind::Special : MappingKind::Shared;
   return inode == 0 ? MappingKind::PrivateAnonymous : MappingKind::PrivateFile;
+}
+
+// A line of /proc/self/maps: true if it is the mapping at the address or the next one above it.
+bool parse_line(const char* line, VirtAddr address, Mapping* found) {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+  std::uint64_t inode = 0;
+  char access[5] = {};
+  char name[256] = {};
+  if (std::sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*s %*s %" SCNu64 " %255[^\n]", &begin, &end, access, &inode,
+                  name) < 4 ||
+      end <= address.value)
+    return false;
+  found->range = {VirtAddr{begin}, VirtAddr{end}};
+  found->readable = access[0] == 'r';
+  found->writable = access[1] == 'w';
+  found->executable = access[2] == 'x';
+  found->kind = kind_of(access[3] == 's', inode, name);
+  return true;
 }
 
 Mapping mapping_of(const ProcmapQuery& query) {
@@ -126,28 +148,29 @@ Result<Mapping> ProcessMemory::find_access(VirtAddr address) const {
 }
 
 Result<Mapping> ProcessMemory::find_mapping_in_text(VirtAddr address) const {
-  FILE* maps = std::fopen("/proc/self/maps", "re");
-  if (maps == nullptr) return fail_errno("opening /proc/self/maps", errno);
-  char line[512];
+  // Service threads come here too: no stdio, whose buffers are the program's heap.
+  const int maps = ::open("/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (maps < 0) return fail_errno("opening /proc/self/maps", errno);
+  char text[4096];
+  std::size_t held = 0;
   Mapping found;
-  while (std::fgets(line, sizeof(line), maps) != nullptr) {
-    std::uint64_t begin = 0;
-    std::uint64_t end = 0;
-    std::uint64_t inode = 0;
-    char access[5] = {};
-    char name[256] = {};
-    if (std::sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*s %*s %" SCNu64 " %255[^\n]", &begin, &end, access, &inode,
-                    name) < 4)
-      continue;
-    if (end <= address.value) continue;
-    found.range = {VirtAddr{begin}, VirtAddr{end}};
-    found.readable = access[0] == 'r';
-    found.writable = access[1] == 'w';
-    found.executable = access[2] == 'x';
-    found.kind = kind_of(access[3] == 's', inode, name);
-    break;
+  for (bool done = false; !done;) {
+    const ssize_t got = ::read(maps, text + held, sizeof(text) - 1 - held);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) break;
+    held += static_cast<std::size_t>(got);
+    text[held] = '\0';
+    char* line = text;
+    for (char* end = std::strchr(line, '\n'); end != nullptr && !done; end = std::strchr(line, '\n')) {
+      *end = '\0';
+      done = parse_line(line, address, &found);
+      line = end + 1;
+    }
+    held -= static_cast<std::size_t>(line - text);
+    std::memmove(text, line, held);
+    if (held == sizeof(text) - 1) held = 0;  // the rest of a longer path than can be
   }
-  std::fclose(maps);
+  ::close(maps);
   return found;
 }
 
@@ -182,6 +205,8 @@ Result<PageMask> ProcessMemory::poisoned(VirtAddr block, PageRun run) const {
   return out;
 }
 
+bool ProcessMemory::is_huge(VirtAddr block) const { return maps_huge(pagemap_, block); }
+
 std::size_t ProcessMemory::read(VirtAddr from, std::byte* to, std::size_t bytes) const {
   // /proc/self/mem walks the page table without the right to sleep in userfaultfd: an absent page is EIO, not a fault.
   std::size_t done = 0;
@@ -198,8 +223,15 @@ std::size_t ProcessMemory::read(VirtAddr from, std::byte* to, std::size_t bytes)
 
 std::byte* map_private(std::size_t bytes) {
   // A program that has asked for mlockall(MCL_FUTURE) would fill it here; what can't be accessed is not filled.
-  void* memory = mmap(nullptr, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) return nullptr;
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  void* all = mmap(nullptr, bytes + kBlockBytes, PROT_NONE, kFlags, -1, 0);
+  if (all == MAP_FAILED) return nullptr;
+  const VirtAddr begin{static_cast<std::byte*>(all)};
+  const VirtAddr aligned = (begin + (kBlockBytes - 1)).block_floor();
+  if (aligned != begin) (void)munmap(all, aligned - begin);
+  if (const std::size_t behind = (begin + kBlockBytes) - aligned; behind != 0)
+    (void)munmap((aligned + bytes).pointer(), behind);
+  void* memory = aligned.pointer();
   if (munlock(memory, bytes) != 0 || mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0) {
     (void)munmap(memory, bytes);
     return nullptr;
@@ -209,9 +241,24 @@ std::byte* map_private(std::size_t bytes) {
   return static_cast<std::byte*>(memory);
 }
 
+int renew_private(std::byte* memory, std::size_t bytes, bool huge) {
+  constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED;
+  if (mmap(memory, bytes, PROT_NONE, kFlags, -1, 0) == MAP_FAILED) return errno;
+  if (munlock(memory, bytes) != 0 || mprotect(memory, bytes, PROT_READ | PROT_WRITE) != 0) return errno;
+  (void)madvise(memory, bytes, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+  (void)madvise(memory, bytes, MADV_DONTFORK);
+  return 0;
+}
+
 std::byte* map_plain(std::size_t bytes) {
   void* memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return memory == MAP_FAILED ? nullptr : static_cast<std::byte*>(memory);
+}
+
+int protect_like(const Mapping& mapping, std::byte* memory, std::size_t bytes) {
+  const int protection =
+      (mapping.readable ? PROT_READ : 0) | (mapping.writable ? PROT_WRITE : 0) | (mapping.executable ? PROT_EXEC : 0);
+  return mprotect(memory, bytes, protection) == 0 ? 0 : errno;
 }
 
 int move_mapping(std::byte* from, ByteRange to) {
@@ -301,6 +348,32 @@ int map_zeros(ByteRange pages) {
   void* memory = mmap(pages.begin.pointer(), pages.bytes(), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
   return memory == MAP_FAILED ? errno : 0;
+}
+
+int make_anonymous(const ProcessMemory& process, const Mapping& mapping, ByteRange pages) {
+  std::byte* fresh = map_plain(pages.bytes());
+  if (fresh == nullptr) return ENOMEM;
+  // Beyond the end of the file there is nothing to read.
+  int error = process.read(pages.begin, fresh, pages.bytes()) == pages.bytes() ? 0 : EIO;
+  if (error == 0) error = protect_like(mapping, fresh, pages.bytes());
+  if (error == 0) error = move_mapping(fresh, pages);
+  if (error != 0) unmap(fresh, pages.bytes());
+  return error;
+}
+
+std::uint32_t count_threads() {
+  // Field 20 of the line; the second is a name in parentheses that may contain anything.
+  char line[1024] = {};
+  const int fd = ::open("/proc/self/stat", O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return ~0u;
+  const ssize_t got = ::read(fd, line, sizeof(line) - 1);
+  ::close(fd);
+  const char* rest = got > 0 ? std::strrchr(line, ')') : nullptr;
+  unsigned threads = 0;
+  if (rest == nullptr ||
+      std::sscanf(rest, ") %*c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %u", &threads) != 1)
+    return ~0u;
+  return threads;
 }
 
 }  // namespace uhmm::os

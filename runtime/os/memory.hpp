@@ -11,6 +11,9 @@
 
 namespace uhmm::os {
 
+// A memory file of this name stands for a device's own memory: its mappings are Special.
+inline constexpr const char* kDeviceMemoryName = "uhmm-device-memory";
+
 enum class MappingKind : std::uint8_t { None, PrivateAnonymous, Shared, PrivateFile, Special, Lost };
 
 struct Mapping {
@@ -37,6 +40,8 @@ class ProcessMemory {
   Result<PageMask> backed(VirtAddr block, PageRun run) const;
   // Which of them raise SIGBUS when they are touched. Of memory that nobody watches.
   Result<PageMask> poisoned(VirtAddr block, PageRun run) const;
+  // Is the block one huge page of the program?
+  bool is_huge(VirtAddr block) const;
   // Copy bytes out of managed memory. Absent pages end the copy instead of faulting: returns how many bytes were read.
   std::size_t read(VirtAddr from, std::byte* to, std::size_t bytes) const;
 
@@ -49,10 +54,15 @@ class ProcessMemory {
   int maps_ = -1;
 };
 
-// Address space of `bytes` with demand-zero private pages, no huge pages, not inherited by fork(). nullptr on failure.
+// Address space of `bytes` with demand-zero private pages, no huge pages, not inherited by fork(), aligned like a
+// block. nullptr on failure.
 std::byte* map_private(std::size_t bytes);
+// The same memory anew, without what its page tables held. `huge`: a touch may give it a huge page. 0 or an errno.
+int renew_private(std::byte* memory, std::size_t bytes, bool huge);
 // The same as a program gets from mmap(): for memory that becomes the program's.
 std::byte* map_plain(std::size_t bytes);
+// Give our own memory the protection of a mapping of the program's. 0 or an errno.
+int protect_like(const Mapping& mapping, std::byte* memory, std::size_t bytes);
 // Atomically puts the mapping at `from` over `to`, replacing what was there. 0 or an errno.
 int move_mapping(std::byte* from, ByteRange to);
 void unmap(void* address, std::size_t bytes);
@@ -82,5 +92,10 @@ int map_bus_error(ByteRange pages);
 int map_again(std::byte* view, ByteRange pages);
 // Put fresh private memory there instead. 0 or an errno.
 int map_zeros(ByteRange pages);
+// Put private anonymous memory with the same contents and protection in place of a private file mapping's pages. A
+// write to them meanwhile would be lost: nobody else may run. 0 or an errno.
+int make_anonymous(const ProcessMemory& process, const Mapping& mapping, ByteRange pages);
+// Threads of this process.
+std::uint32_t count_threads();
 
 }  // namespace uhmm::os

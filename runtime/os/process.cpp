@@ -217,8 +217,24 @@ struct KernelSigaction {
   std::uint64_t mask;
 };
 
-// x86-64 wants one; our handlers never return to it.
-void no_return_from_handler() { exit_now(1); }
+#if defined(__x86_64__)
+// The kernel wants to be told where a handler returns to; the C library's own is not for others.
+asm(R"(
+  .text
+  .p2align 4
+  .local uhmm_return_from_handler
+  .type uhmm_return_from_handler, @function
+uhmm_return_from_handler:
+  mov $15, %eax
+  syscall
+  .size uhmm_return_from_handler, .-uhmm_return_from_handler
+)");
+extern "C" __attribute__((visibility("hidden"))) void uhmm_return_from_handler();
+static_assert(SYS_rt_sigreturn == 15);
+#else
+// Others have it in the vDSO.
+constexpr void (*uhmm_return_from_handler)() = nullptr;
+#endif
 
 void raw_sigaction(int signal, const KernelSigaction& action) {
   (void)syscall(SYS_rt_sigaction, signal, &action, nullptr, sizeof(action.mask));
@@ -232,7 +248,7 @@ void take_over_signals(std::span<const int> fatal, FatalHandler handler) {
   KernelSigaction action{};
   action.handler = handler;
   action.flags = SA_SIGINFO | SA_ONSTACK | kRestorer;
-  action.restorer = no_return_from_handler;
+  action.restorer = uhmm_return_from_handler;
   action.mask = ~std::uint64_t{0};
   for (const int signal : fatal) raw_sigaction(signal, action);
 }
@@ -258,6 +274,18 @@ void fatal_details(void* siginfo, void* ucontext, std::uint64_t* address, std::u
 #else
   (void)context;
   *instruction = 0;
+#endif
+}
+
+void resume_at(void* ucontext, std::uint64_t instruction) {
+  auto* context = static_cast<ucontext_t*>(ucontext);
+#if defined(__x86_64__)
+  context->uc_mcontext.gregs[REG_RIP] = static_cast<greg_t>(instruction);
+#elif defined(__aarch64__)
+  context->uc_mcontext.pc = instruction;
+#else
+  (void)context;
+  (void)instruction;
 #endif
 }
 

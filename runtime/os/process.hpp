@@ -55,13 +55,15 @@ void name_thread(const char* name);
 // [child] No capability and no way to gain one, no core dumps, no new privileges by exec.
 void drop_privileges();
 // [child] Every signal's disposition becomes the default; `handler` is installed for `fatal` signals, on the alternate
-// stack. Goes past sanitizers and interposers. The handler must not return.
+// stack. Goes past sanitizers and interposers. The handler returns only after resume_at().
 using FatalHandler = void (*)(int signal, void* siginfo, void* ucontext);
 void take_over_signals(std::span<const int> fatal, FatalHandler handler);
 // [child] For the calling thread: alternate stack, and only the fatal signals unblocked.
 void thread_signals(std::span<const int> fatal, void* alternate_stack, std::size_t bytes);
 // The instruction and the address that a fatal signal is about.
 void fatal_details(void* siginfo, void* ucontext, std::uint64_t* address, std::uint64_t* instruction);
+// Where the thread goes on when the handler returns.
+void resume_at(void* ucontext, std::uint64_t instruction);
 // [child] End the process at once: no handlers, no flushing, no sanitizer reports.
 [[noreturn]] void exit_now(int code);
 

@@ -25,12 +25,15 @@ namespace {
 
 constexpr std::uint64_t kFeatureWriteProtect = 1u << 0;
 constexpr std::uint64_t kFeatureMissingShmem = 1u << 5;
+constexpr std::uint64_t kFeatureSigbus = 1u << 7;
 constexpr std::uint64_t kFeatureThreadId = 1u << 8;
 constexpr std::uint64_t kFeatureMinorShmem = 1u << 10;
 constexpr std::uint64_t kFeatureWpHugetlbfsShmem = 1u << 12;
+constexpr std::uint64_t kFeatureWpUnpopulated = 1u << 13;
 constexpr std::uint64_t kFeaturePoison = 1u << 14;
 constexpr std::uint64_t kFeatureWpAsync = 1u << 15;  // never asked for; its presence dates the kernel (6.7)
 constexpr std::uint64_t kFeatureMove = 1u << 16;
+constexpr std::uint64_t kFeatureEventRemap = 1u << 2;
 constexpr std::uint64_t kWanted = kFeatureWriteProtect | kFeatureMissingShmem | kFeatureThreadId | kFeatureMinorShmem |
                                   kFeatureWpHugetlbfsShmem | kFeaturePoison | kFeatureMove;
 
@@ -47,6 +50,7 @@ struct PoisonArgs {
 const unsigned long kMoveRequest = _IOWR(UFFDIO, 0x05, MoveArgs);
 const unsigned long kPoisonRequest = _IOWR(UFFDIO, 0x08, PoisonArgs);
 constexpr std::uint64_t kContinueWriteProtected = 2;
+constexpr int kReadEvery = 8;  // after so many calls that were told to try again
 
 // -1 with errno; *rung becomes the one that it was.
 int open_raw(Rung* rung) {
@@ -81,42 +85,24 @@ Progress progress_of(int result, std::int64_t field) {
   return {0, error};
 }
 
-// Repeats `step(offset, length)` while it makes progress, and a bounded number of times when it was told to try again
-// (the memory map was changing, or the kernel held the page for a moment). A piece that reaches from one of the
-// program's mappings into the next is refused as a whole, as if there were no memory at all: then smaller pieces are
-// tried, and only what is said about a single page is believed.
-template <typename Step>
-Progress repeat(std::uint64_t bytes, Step&& step) {
-  constexpr int kMostRetries = 200;
-  Progress total;
-  int retries = 0;
-  std::uint64_t piece = bytes;
-  while (total.done < bytes) {
-    piece = std::min(piece, bytes - total.done);
-    const Progress part = step(total.done, piece);
-    total.done += part.done;
-    if (part.error == 0) {
-      piece = bytes;
-      continue;
-    }
-    if (part.error == EAGAIN && (part.done > 0 || ++retries < kMostRetries)) continue;
-    const bool may_be_a_border = part.error == ENOENT || part.error == EINVAL;
-    if (may_be_a_border && piece > kPageBytes) {
-      piece = (piece / 2 + kPageBytes - 1) & ~(kPageBytes - 1);
-      continue;
-    }
-    total.error = part.error;
-    return total;
-  }
-  return total;
-}
+class Reading {
+ public:
+  explicit Reading(std::atomic<std::uint32_t>& readers) : readers_(readers) { readers_.fetch_add(1); }
+  Reading(const Reading&) = delete;
+  Reading& operator=(const Reading&) = delete;
+  ~Reading() { readers_.fetch_sub(1); }
+
+ private:
+  std::atomic<std::uint32_t>& readers_;
+};
 
 }  // namespace
 
 int open_rung(Rung rung) {
   constexpr int kFlags = O_CLOEXEC | O_NONBLOCK;
   if (rung == Rung::SystemCall) return static_cast<int>(syscall(SYS_userfaultfd, kFlags));
-  if (rung == Rung::UserMode) return static_cast<int>(syscall(SYS_userfaultfd, kFlags | UFFD_USER_MODE_ONLY));
+  if (rung == Rung::UserMode || rung == Rung::Signal)
+    return static_cast<int>(syscall(SYS_userfaultfd, kFlags | UFFD_USER_MODE_ONLY));
   const int device = ::open("/dev/userfaultfd", O_RDWR | O_CLOEXEC);
   if (device < 0) return -1;
   const int fd = ioctl(device, USERFAULTFD_IOC_NEW, kFlags);
@@ -127,14 +113,22 @@ int open_rung(Rung rung) {
 }
 
 Userfaultfd::Userfaultfd(Userfaultfd&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), features_(other.features_), rung_(other.rung_) {}
+    : fd_(std::exchange(other.fd_, -1)),
+      pagemap_(std::exchange(other.pagemap_, -1)),
+      features_(other.features_),
+      rung_(other.rung_),
+      moved_(other.moved_),
+      moved_context_(other.moved_context_) {}
 
 Userfaultfd& Userfaultfd::operator=(Userfaultfd&& other) noexcept {
   if (this != &other) {
     close();
     fd_ = std::exchange(other.fd_, -1);
+    pagemap_ = std::exchange(other.pagemap_, -1);
     features_ = other.features_;
     rung_ = other.rung_;
+    moved_ = other.moved_;
+    moved_context_ = other.moved_context_;
   }
   return *this;
 }
@@ -144,11 +138,11 @@ Userfaultfd::~Userfaultfd() { close(); }
 int Userfaultfd::release() { return std::exchange(fd_, -1); }
 
 void Userfaultfd::close() {
-  if (fd_ >= 0) ::close(fd_);
-  fd_ = -1;
+  for (int* fd : {&fd_, &pagemap_})
+    if (*fd >= 0) ::close(std::exchange(*fd, -1));
 }
 
-Result<Userfaultfd> Userfaultfd::open(Rung rung) {
+Result<Userfaultfd> Userfaultfd::open(Rung rung, unsigned wishes) {
   const bool by_name = rung != Rung::Any;
   const int probe = open_raw(&rung);
   if (probe < 0) {
@@ -175,8 +169,16 @@ Result<Userfaultfd> Userfaultfd::open(Rung rung) {
   Userfaultfd result;
   result.fd_ = open_raw(&rung);
   if (result.fd_ < 0) return fail_errno("userfaultfd", errno);
+  std::uint64_t wanted = kWanted;
+  if (rung == Rung::Signal) {
+    if ((offered & kFeatureSigbus) == 0)
+      return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd can't signal faults (4.14)");
+    wanted |= kFeatureSigbus;
+  }
+  if ((wishes & kFollowMoves) != 0) wanted |= kFeatureEventRemap;
+  if ((wishes & kMarkAbsent) != 0) wanted |= kFeatureWpUnpopulated;
   std::uint64_t granted = 0;
-  error = handshake(result.fd_, offered & kWanted, &granted);
+  error = handshake(result.fd_, offered & wanted, &granted);
   if (error != 0) return fail_errno("UFFDIO_API", error);
 
   UffdFeatures& features = result.features_;
@@ -188,8 +190,10 @@ Result<Userfaultfd> Userfaultfd::open(Rung rung) {
   features.shared_write_protect = (offered & kFeatureWpHugetlbfsShmem) != 0;
   // The mode came with 6.4 and has no feature bit; the poison feature (6.6) is the next bit that proves it.
   features.continue_protected = (offered & (kFeaturePoison | kFeatureWpAsync)) != 0;
-  features.kernel_mode = rung != Rung::UserMode;
+  features.marks_absent = (offered & wanted & kFeatureWpUnpopulated) != 0;
+  features.kernel_mode = rung != Rung::UserMode && rung != Rung::Signal;
   result.rung_ = rung;
+  if (features.move) result.pagemap_ = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
   return result;
 }
 
@@ -214,11 +218,69 @@ int Userfaultfd::unregister_range(ByteRange pages) const {
   return ioctl(fd_, UFFDIO_UNREGISTER, &range) == 0 ? 0 : errno;
 }
 
+// Repeats `step(offset, length)` while it makes progress, and a bounded number of times when it was told to try again
+// (the memory map was changing, or the kernel held the page for a moment). A piece that reaches from one of the
+// program's mappings into the next is refused as a whole, as if there were no memory at all: then smaller pieces are
+// tried, and only what is said about a single page is believed.
+template <typename Step>
+Progress Userfaultfd::repeat(std::uint64_t bytes, Step&& step) const {
+  constexpr int kMostRetries = 200;
+  Progress total;
+  int retries = 0;
+  std::uint64_t piece = bytes;
+  while (total.done < bytes) {
+    piece = std::min(piece, bytes - total.done);
+    const Progress part = step(total.done, piece);
+    total.done += part.done;
+    if (part.error == 0) {
+      piece = bytes;
+      continue;
+    }
+    if (part.done > 0) continue;  // what stopped it is met again
+    if (part.error == EAGAIN && ++retries < kMostRetries) {
+      if (retries % kReadEvery == 0) read_on();
+      continue;
+    }
+    const bool may_be_a_border = part.error == ENOENT || part.error == EINVAL;
+    if (may_be_a_border && piece > kPageBytes) {
+      piece = (piece / 2 + kPageBytes - 1) & ~(kPageBytes - 1);
+      continue;
+    }
+    total.error = part.error;
+    return total;
+  }
+  return total;
+}
+
+// Linux 6.18 may move the first pages of a call and then report a failure as if it had moved none (seen where two
+// threads move parts of one huge page whose mapping is split): those that are at their new place and no more at the old
+// one.
+std::uint64_t Userfaultfd::moved_in_silence(VirtAddr to, VirtAddr from, std::uint64_t bytes) const {
+  constexpr std::uint64_t kPresent = std::uint64_t{1} << 63;
+  constexpr std::uint64_t kSwapped = std::uint64_t{1} << 62;
+  const auto entry = [this](VirtAddr page) {
+    std::uint64_t word = 0;
+    const ssize_t got =
+        pread(pagemap_, &word, sizeof(word), static_cast<off_t>(page.value / kPageBytes * sizeof(word)));
+    return got == static_cast<ssize_t>(sizeof(word)) ? word : kSwapped;
+  };
+  std::uint64_t moved = 0;
+  while (moved < bytes && (entry(to + moved) & kPresent) != 0 && (entry(from + moved) & (kPresent | kSwapped)) == 0)
+    moved += kPageBytes;
+  return moved;
+}
+
 Progress Userfaultfd::move(VirtAddr to, VirtAddr from, std::uint64_t bytes, bool wake) const {
   return repeat(bytes, [&](std::uint64_t offset, std::uint64_t length) {
     MoveArgs args{to.value + offset, from.value + offset, length, wake ? 0 : kMoveDontWake, 0};
     const int result = ioctl(fd_, kMoveRequest, &args);
-    return progress_of(result, args.moved);
+    Progress progress = progress_of(result, args.moved);
+    if (progress.error != 0 && progress.done == 0) {
+      progress.done = moved_in_silence(to + offset, from + offset, length);
+      if (wake && progress.done != 0) this->wake({to + offset, to + offset + progress.done});
+    }
+    if (progress.done == length) progress.error = 0;
+    return progress;
   });
 }
 
@@ -262,13 +324,15 @@ Progress Userfaultfd::poison(ByteRange pages) const {
   });
 }
 
-int Userfaultfd::write_protect(ByteRange pages, bool on) const {
+int Userfaultfd::write_protect(ByteRange pages, bool on, Wake wake) const {
   struct uffdio_writeprotect args {};
   args.range = to_range(pages);
   args.mode = on ? UFFDIO_WRITEPROTECT_MODE_WP : 0;
-  for (;;) {
+  if (!on && wake == Wake::No) args.mode |= UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+  for (int tries = 1;; ++tries) {
     if (ioctl(fd_, UFFDIO_WRITEPROTECT, &args) == 0) return 0;
     if (errno != EAGAIN) return errno;
+    if (tries % kReadEvery == 0) read_on();
   }
 }
 
@@ -282,11 +346,15 @@ std::size_t Userfaultfd::read(std::span<UffdFault> faults) const {
   constexpr std::size_t kBatch = 32;
   struct uffd_msg messages[kBatch];
   const std::size_t wanted = faults.size() < kBatch ? faults.size() : kBatch;
+  const Reading reading(readers_);
   const ssize_t bytes = ::read(fd_, messages, wanted * sizeof(messages[0]));
   if (bytes <= 0) return 0;
   std::size_t stored = 0;
   for (std::size_t i = 0; i < static_cast<std::size_t>(bytes) / sizeof(messages[0]); ++i) {
-    if (messages[i].event != UFFD_EVENT_PAGEFAULT) continue;
+    if (messages[i].event != UFFD_EVENT_PAGEFAULT) {
+      tell(&messages[i]);
+      continue;
+    }
     const auto& fault = messages[i].arg.pagefault;
     UffdFault& out = faults[stored++];
     out.address = VirtAddr{fault.address}.page_floor();
@@ -296,6 +364,45 @@ std::size_t Userfaultfd::read(std::span<UffdFault> faults) const {
     out.thread = fault.feat.ptid;
   }
   return stored;
+}
+
+void Userfaultfd::listen(void (*moved)(void* context, const UffdMove& move), void* context) {
+  moved_ = moved;
+  moved_context_ = context;
+}
+
+void Userfaultfd::tell(const void* raw) const {
+  const auto& message = *static_cast<const struct uffd_msg*>(raw);
+  if (message.event != UFFD_EVENT_REMAP || moved_ == nullptr) return;
+  const auto& move = message.arg.remap;
+  moved_(moved_context_, {VirtAddr{std::uint64_t{move.from}}, VirtAddr{std::uint64_t{move.to}}, move.len});
+}
+
+bool Userfaultfd::all_moves_told() const {
+  // The kernel looks whether the map is changing before it looks at the (empty) range.
+  struct uffdio_writeprotect nothing {};
+  const bool changing = ioctl(fd_, UFFDIO_WRITEPROTECT, &nothing) != 0 && errno == EAGAIN;
+  return !changing && readers_.load() == 0;
+}
+
+// The memory map may be changing until somebody reads of it, and all who would read may be waiting for that. Faults
+// come out first: who faulted sleeps until the news is read, or nothing is left to read, and then tries again.
+void Userfaultfd::read_on() const {
+  if (moved_ == nullptr) return;
+  const Reading reading(readers_);
+  std::uint64_t asleep[64];
+  std::size_t count = 0;
+  struct uffd_msg message {};
+  while (count < std::size(asleep) && ::read(fd_, &message, sizeof(message)) == sizeof(message)) {
+    if (message.event == UFFD_EVENT_PAGEFAULT)
+      asleep[count++] = message.arg.pagefault.address;
+    else
+      tell(&message);
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    const VirtAddr page = VirtAddr{asleep[i]}.page_floor();
+    wake({page, page + kPageBytes});
+  }
 }
 
 }  // namespace uhmm::os

@@ -3,6 +3,7 @@
 // descriptor (ours never are) and take no lock of ours.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -23,6 +24,21 @@ struct UffdFault {
   std::uint32_t thread = 0;       // kernel thread id, 0 if unknown
 };
 
+// The program moved watched memory with mremap(2).
+struct UffdMove {
+  VirtAddr from;
+  VirtAddr to;
+  std::uint64_t bytes = 0;
+};
+
+// What only some users of a descriptor want.
+enum Wish : unsigned {
+  kFollowMoves = 1,  // watched memory that the program moves stays watched, and somebody has to listen()
+  kMarkAbsent = 2,   // write_protect() marks absent pages of private memory too: pagemap shows those as swapped (6.4)
+};
+
+enum class Wake : bool { No, Yes };
+
 // How far a bulk call got. `done` bytes succeeded from the start; error is the errno that stopped it, 0 if none.
 struct Progress {
   std::uint64_t done = 0;
@@ -38,10 +54,12 @@ struct UffdFeatures {
   bool shared_write_protect = false;  // 5.19
   bool kernel_mode = false;           // faults of system calls reach us; else user-mode only
   bool continue_protected = false;    // UFFDIO_CONTINUE maps write-protected, 6.4
+  bool marks_absent = false;          // as wished, and the kernel can
 };
 
 // Ways to get a userfaultfd, best first: by system call and by the device file it reports faults of system calls too.
-enum class Rung : std::uint32_t { Any, SystemCall, DeviceFile, UserMode };
+// Signal: no messages, SIGBUS for the faulting thread; never chosen by Any.
+enum class Rung : std::uint32_t { Any, SystemCall, DeviceFile, UserMode, Signal };
 // A bare descriptor by one rung (not Any), for those who only ask what there is. -1 with errno.
 int open_rung(Rung rung);
 
@@ -57,7 +75,8 @@ class Userfaultfd {
   // Opens a non-blocking, close-on-exec descriptor for the calling process with everything this kernel offers: the
   // system call, else /dev/userfaultfd, else user-mode-only; or by the one rung that is named. Errors: NOT_SUPPORTED,
   // PERMISSION, with what would help.
-  static Result<Userfaultfd> open(Rung rung = Rung::Any);
+  // `wishes`: a set of Wish.
+  static Result<Userfaultfd> open(Rung rung = Rung::Any, unsigned wishes = 0);
   // Takes over a descriptor made by open() in another process; `features` as that process found them.
   static Userfaultfd adopt(int fd, const UffdFeatures& features);
 
@@ -81,17 +100,35 @@ class Userfaultfd {
   Progress map_existing(ByteRange pages, bool write_protected) const;
   // Poisoned pages raise SIGBUS.
   Progress poison(ByteRange pages) const;
-  // 0 or an errno. Clearing protection wakes faults there.
-  int write_protect(ByteRange pages, bool on) const;
+  // 0 or an errno. Clearing protection wakes faults there, unless told not to.
+  int write_protect(ByteRange pages, bool on, Wake wake = Wake::Yes) const;
   void wake(ByteRange pages) const;
 
   // How many faults were stored; 0 when none are pending.
   std::size_t read(std::span<UffdFault> faults) const;
 
+  // From now on `moved` is told of memory that the program moved, watched as it was. It may be called by any call here,
+  // under whatever locks the caller has, and must not wait. The program's thread goes on when it has been told; until
+  // then the kernel answers EAGAIN to changes of pages.
+  void listen(void (*moved)(void* context, const UffdMove& move), void* context);
+  // True: of every move that has happened so far, whoever listens has been told.
+  bool all_moves_told() const;
+
  private:
+  template <typename Step>
+  Progress repeat(std::uint64_t bytes, Step&& step) const;
+  void read_on() const;
+  void tell(const void* message) const;
+
+  std::uint64_t moved_in_silence(VirtAddr to, VirtAddr from, std::uint64_t bytes) const;
+
   int fd_ = -1;
+  int pagemap_ = -1;  // of the process that moves
   UffdFeatures features_;
   Rung rung_ = Rung::Any;
+  void (*moved_)(void* context, const UffdMove& move) = nullptr;
+  void* moved_context_ = nullptr;
+  mutable std::atomic<std::uint32_t> readers_{0};  // between taking news from the kernel and telling it
 };
 
 }  // namespace uhmm::os

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/state/block.hpp"
 
+#include <algorithm>
+
 #include "runtime/base/arena.hpp"
 #include "runtime/base/check.hpp"
 
@@ -39,6 +41,15 @@ PageKind Block::kind_of(std::uint32_t page) const {
   if (holder(page) == kMaxDevices) return PageKind::System;
   if (system.test(page)) return PageKind::Shared;
   return exclusive.test(page) ? PageKind::Exclusive : PageKind::Device;
+}
+
+bool Block::is_huge() const {
+  return std::ranges::any_of(devices, [](const BlockDevice* part) { return part != nullptr && part->huge; });
+}
+
+void Block::split_huge() {
+  for (BlockDevice* part : devices)
+    if (part != nullptr) part->huge = false;
 }
 
 void Block::commit(PageEvent event, const PageMask& pages, DeviceIndex index) {
@@ -107,6 +118,8 @@ void Block::commit(PageEvent event, const PageMask& pages, DeviceIndex index) {
       break;
     }
   }
+  for (BlockDevice* part : devices)
+    if (part != nullptr && part->huge) part->huge = part->resident == PageMask::all() && system.none();
 }
 
 }  // namespace uhmm::state

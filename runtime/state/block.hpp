@@ -28,6 +28,9 @@ struct BlockDevice {
   PageMask allocated;  // set: physical memory backs the page, current or not ("retained" when not resident)
 
   Block* block = nullptr;
+  // The whole block is here as the one huge page that it was in system memory. Guarded by the block's lock; ends with
+  // the first page that goes anywhere else.
+  bool huge = false;
   std::uint32_t device = 0;
   std::uint32_t pool = 0;  // index of the pool that pays for the allocated pages
   // Acquires: not evicted while > 0. Written under the block's lock, and looked at without it too.
@@ -61,6 +64,11 @@ struct Block {
   // The device that holds the page, for a page that is away. kMaxDevices if none.
   std::uint32_t holder(std::uint32_t page) const;
   PageKind kind_of(std::uint32_t page) const;
+
+  // Does a device hold it as one huge page?
+  bool is_huge() const;
+  // From now on its pages are pages of their own, wherever they are.
+  void split_huge();
 
   // The one mutator of residency: applies `event` to every page of `pages`. Every page must be in a state that the
   // protocol allows for the event (checked builds abort otherwise). `index` is the device the event is about.

@@ -26,8 +26,9 @@ struct Advice {
 struct Range {
   Range(ByteRange span, Backing kind) : bytes(span), pages(span.to_pages()), backing(kind) {}
 
-  const ByteRange bytes;  // as registered
-  const ByteRange pages;  // every page it touches
+  // Both change only under the address space's exclusive lock, when a part of the range ends.
+  ByteRange bytes;  // as registered
+  ByteRange pages;  // every page it touches
   const Backing backing;
   std::byte* alias = nullptr;           // shared memory: our own view of `pages`
   std::atomic<bool> can_move{false};    // UFFDIO_MOVE may be tried on it

@@ -72,6 +72,20 @@ void VaSpace::remove(Range* range) {
   }
 }
 
+Status VaSpace::split(Range* range, VirtAddr at, Range* upper) {
+  try {
+    ranges_.emplace(at.value, upper);
+  } catch (const std::bad_alloc&) {
+    return fail(UHMM_ERR_NO_MEMORY, "no memory for a range's metadata");
+  }
+  range->bytes.end = range->pages.end = at;
+  upper->had_neighbours = range->had_neighbours;
+  // Of the blocks only the one in which they meet has a range more than before.
+  if (at.block_floor() != at)
+    if (Block* found = find_block(at)) ++found->references;
+  return {};
+}
+
 Range* VaSpace::find_page(VirtAddr page) const {
   const auto next = ranges_.upper_bound(page.value);
   if (next != ranges_.begin()) {

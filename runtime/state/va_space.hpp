@@ -39,6 +39,9 @@ class VaSpace {
   Status insert(Range* range);
   // Exclusive lock. The caller owns the range again; blocks that no other range touches are destroyed.
   void remove(Range* range);
+  // Exclusive lock. `range` ends at `at` from now on, a page boundary inside it, and `upper`, made for the rest, takes
+  // the rest. Takes ownership of `upper` on success. Errors: NO_MEMORY (nothing changed).
+  Status split(Range* range, VirtAddr at, Range* upper);
 
   // Shared lock. The lowest range that touches the page; it answers for a page that several ranges touch.
   Range* find_page(VirtAddr page) const;

@@ -66,12 +66,12 @@ Rows range_rows() {
       add(
           "memory and a hole", UHMM_ERR_FAULT, [](World& w) -> void* { return w.hole - kPage; }, 2 * kPage);
       add(
-          "read-only memory", UHMM_ERR_FAULT, [](World& w) -> void* { return w.read_only; }, kPage);
+          "shared memory that is read-only", UHMM_ERR_FAULT, [](World& w) -> void* { return w.read_only; }, kPage);
       add(
           "a shared mapping of a file", UHMM_ERR_NOT_SUPPORTED, [](World& w) -> void* { return w.shared_file; }, kPage);
       add(
-          "a private mapping of a file", UHMM_ERR_NOT_SUPPORTED, [](World& w) -> void* { return w.private_file; },
-          kPage);
+          "a read-only private mapping of a file", UHMM_ERR_NOT_SUPPORTED,
+          [](World& w) -> void* { return w.private_file; }, kPage);
     } else {
       const uhmm_status absent = name == "uhmm_release" ? UHMM_ERR_NOT_FOUND : UHMM_ERR_NOT_REGISTERED;
       add(
@@ -81,6 +81,34 @@ Rows range_rows() {
       add(
           "a hole", absent, [](World& w) -> void* { return w.hole; }, 1);
     }
+  }
+  return rows;
+}
+
+// Calls that take pages, and don't ask whether they are registered.
+Rows page_rows() {
+  struct PageCall {
+    const char* name;
+    uhmm_status (*run)(void*, std::size_t);
+  };
+  Rows rows;
+  for (const PageCall& call :
+       {PageCall{"uhmm_forget", uhmm_forget}, PageCall{"uhmm_unregister_pages", uhmm_unregister_pages},
+        PageCall{"uhmm_revoke", uhmm_revoke}}) {
+    const auto add = [&](const char* what, uhmm_status expected, auto at, std::size_t length) {
+      rows.push_back({call.name, what, expected, [=](World& w) { return call.run(at(w), length); }});
+    };
+    const auto loose = [](World& w) -> void* { return w.loose; };
+    add(
+        "NULL", UHMM_ERR_INVALID, [](World&) -> void* { return nullptr; }, kPage);
+    add("length 0", UHMM_ERR_INVALID, loose, 0);
+    add("wraps", UHMM_ERR_INVALID, loose, SIZE_MAX - 100);
+    add("ends beyond user space", UHMM_ERR_INVALID, loose, std::size_t{1} << 47);
+    add(
+        "not the address of a page", UHMM_ERR_INVALID, [](World& w) -> void* { return w.memory + 1; }, kPage);
+    add(
+        "a hole", UHMM_OK, [](World& w) -> void* { return w.hole; }, kPage);
+    add("unregistered", UHMM_OK, loose, kPage);
   }
   return rows;
 }
@@ -434,7 +462,7 @@ Rows other_rows() {
 
 std::vector<Row> bad_calls() {
   Rows rows;
-  for (Rows part : {range_rows(), device_rows(), all_struct_rows(), handle_rows(), other_rows()})
+  for (Rows part : {range_rows(), page_rows(), device_rows(), all_struct_rows(), handle_rows(), other_rows()})
     rows.insert(rows.end(), part.begin(), part.end());
   return rows;
 }

@@ -92,6 +92,9 @@ std::vector<Row> all_correct_calls() {
       {"uhmm_migrate_async", "", UHMM_OK, [](World& w) { return uhmm_migrate_async(w.memory, 1, 0, w.stream); }},
       {"uhmm_prefetch", "", UHMM_OK, [](World& w) { return uhmm_prefetch(w.memory, 1, 1, 0); }},
       {"uhmm_discard", "", UHMM_OK, [](World& w) { return uhmm_discard(w.memory, kPage); }},
+      {"uhmm_forget", "", UHMM_OK, [](World& w) { return uhmm_forget(w.loose, kPage); }},
+      {"uhmm_unregister_pages", "", UHMM_OK, [](World& w) { return uhmm_unregister_pages(w.loose, kPage); }},
+      {"uhmm_revoke", "", UHMM_OK, [](World& w) { return uhmm_revoke(w.loose, kPage); }},
       {"uhmm_advise", "", UHMM_OK, [](World& w) { return uhmm_advise(w.memory, 1, UHMM_ADVISE_NONE, 0); }},
       {"uhmm_acquire", "", UHMM_OK, [](World& w) { return uhmm_acquire(w.memory, 1, 1, UHMM_ACCESS_READ); }},
       {"uhmm_release", "", UHMM_OK, [](World& w) { return uhmm_release(w.memory, 1, 1, UHMM_ACCESS_READ); }},
@@ -187,8 +190,9 @@ class BadInput : public RuntimeTest {
     ASSERT_EQ(all, place);
     world_.memory = all;
     world_.loose = all + World::kHalf;
-    world_.read_only = all + 33 * kPage;
-    ASSERT_EQ(mprotect(world_.read_only, kPage, PROT_READ), 0);
+    world_.read_only = static_cast<std::byte*>(
+        mmap(all + 33 * kPage, kPage, PROT_READ, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+    ASSERT_EQ(world_.read_only, all + 33 * kPage);
     world_.hole = all + 35 * kPage;
     ASSERT_EQ(munmap(world_.hole, kPage), 0);
     char path[] = "/var/tmp/uhmm-bad-input-XXXXXX";  // not /tmp, which may be a tmpfs
@@ -197,7 +201,7 @@ class BadInput : public RuntimeTest {
     unlink(path);
     ASSERT_EQ(ftruncate(fd, kPage), 0);
     world_.shared_file = static_cast<std::byte*>(mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
-    world_.private_file = static_cast<std::byte*>(mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 0));
+    world_.private_file = static_cast<std::byte*>(mmap(nullptr, kPage, PROT_READ, MAP_PRIVATE, fd, 0));
     close(fd);
   }
   // Registered memory with pages on the device, in system memory, shared, and untouched.
@@ -242,7 +246,7 @@ TEST_F(BadInput, IsAStatusWithACauseAndChangesNothing) {
 TEST_F(BadInput, FaultDetailNamesTheAddress) {
   make_memory();
   for (std::byte* at : {world_.read_only, world_.hole}) {
-    UHMM_EXPECT_STATUS(UHMM_ERR_FAULT, uhmm_register(at - 1, 2));
+    UHMM_EXPECT_STATUS(UHMM_ERR_FAULT, uhmm_register(at, 2));
     std::ostringstream address;
     address << std::hex << reinterpret_cast<std::uintptr_t>(at);
     EXPECT_NE(std::string(uhmm_error_detail()).find(address.str()), std::string::npos) << uhmm_error_detail();

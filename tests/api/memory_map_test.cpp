@@ -75,6 +75,29 @@ TEST_F(MemoryMap, LockedWhileOnTheDevice) {
   });
 }
 
+// What is no order to drop contents drops none, wherever the pages are. Some kernels refuse some of it.
+TEST_F(MemoryMap, AdviceKeepsContents) {
+  for_each_kind([&](Memory& memory) {
+    constexpr int kAdvice[] = {
+        MADV_NORMAL,    MADV_RANDOM,      MADV_SEQUENTIAL,        MADV_WILLNEED,           MADV_COLD,
+        MADV_PAGEOUT,   MADV_HUGEPAGE,    MADV_NOHUGEPAGE,        MADV_DONTDUMP,           MADV_DODUMP,
+        MADV_MERGEABLE, MADV_UNMERGEABLE, 22 /* POPULATE_READ */, 23 /* POPULATE_WRITE */, 25 /* COLLAPSE */};
+    for (const int advice : kAdvice) {
+      SCOPED_TRACE(advice);
+      // On the device, on both sides, and at home.
+      fill(memory.data(), memory.bytes(), 1);
+      UHMM_ASSERT_OK(uhmm_migrate(memory.data(), memory.bytes() / 2, 1, nullptr));
+      UHMM_ASSERT_OK(uhmm_acquire(memory.page(32), 16 * kPage, 1, UHMM_ACCESS_READ));
+      UHMM_ASSERT_OK(uhmm_release(memory.page(32), 16 * kPage, 1, UHMM_ACCESS_READ));
+      (void)madvise(memory.data(), memory.bytes(), advice);
+      EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+      device_increment(memory.data(), memory.bytes());
+      (void)madvise(memory.data(), memory.bytes(), advice);
+      EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 2), memory.bytes());
+    }
+  });
+}
+
 TEST_F(MemoryMap, ProtectedWhileOnTheDevice) {
   for_each_kind([&](Memory& memory) {
     to_device(memory);
@@ -92,6 +115,29 @@ TEST_F(MemoryMap, ProtectedWhileOnTheDevice) {
     ASSERT_EQ(mprotect(memory.page(20), 20 * kPage, PROT_READ), 0);
     EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 2), memory.bytes()) << "by faults, two kinds in one block";
   });
+}
+
+TEST_F(MemoryMap, AccessThatIsRefusedIsASegmentationFaultWhereverThePageIs) {
+  for (const std::uint32_t flags : {0u, UHMM_CONFIG_NO_MOVE, UHMM_CONFIG_COHERENT}) {
+    SCOPED_TRACE(flags);
+    start_with([&](uhmm_config& config) { config.flags |= flags; });
+    Memory memory(8 * kPage);
+    fill(memory.data(), memory.bytes(), 1);
+    const auto refused = [&](std::size_t page) {
+      return raised_by([&] { *reinterpret_cast<volatile std::byte*>(memory.page(page)) = std::byte{9}; }).signal;
+    };
+    to_device(memory);
+    ASSERT_EQ(mprotect(memory.data(), 4 * kPage, PROT_READ), 0);
+    ASSERT_EQ(mprotect(memory.page(4), 4 * kPage, PROT_NONE), 0);
+    EXPECT_EQ(refused(0), SIGSEGV);
+    EXPECT_EQ(raised_by_read(memory.page(5)).signal, SIGSEGV);
+    EXPECT_EQ(memory.page(1)[7], pattern(1, kPage + 7));
+    to_system(memory);
+    EXPECT_EQ(refused(2), SIGSEGV);
+    EXPECT_EQ(raised_by_read(memory.page(6)).signal, SIGSEGV);
+    ASSERT_EQ(mprotect(memory.data(), memory.bytes(), PROT_READ | PROT_WRITE), 0);
+    EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+  }
 }
 
 class DevicePermissions : public MemoryMap {

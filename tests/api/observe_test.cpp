@@ -232,9 +232,9 @@ TEST_F(Observe, SnapshotShowsEveryState) {
   UHMM_ASSERT_OK(uhmm_migrate(memory.page(3), kPage, 1, nullptr));
   UHMM_ASSERT_OK(uhmm_make_exclusive(memory.page(4), kPage, 1, nullptr));
   const auto pages = snapshot(memory.data(), memory.bytes());
-  const uhmm_page_info expected[] = {{UHMM_PAGE_NONE, 0, 0, 0},      {UHMM_PAGE_SYSTEM, 0, 0, 0},
-                                     {UHMM_PAGE_SHARED, 1, 1, 0},    {UHMM_PAGE_DEVICE, 1, 1, 1},
-                                     {UHMM_PAGE_EXCLUSIVE, 1, 1, 1}, {UHMM_PAGE_NONE, 0, 0, 0}};
+  const uhmm_page_info expected[] = {{UHMM_PAGE_NONE, 0, 0, 0, 0},      {UHMM_PAGE_SYSTEM, 0, 0, 0, 0},
+                                     {UHMM_PAGE_SHARED, 1, 1, 0, 0},    {UHMM_PAGE_DEVICE, 1, 1, 1, 0},
+                                     {UHMM_PAGE_EXCLUSIVE, 1, 1, 1, 0}, {UHMM_PAGE_NONE, 0, 0, 0, 0}};
   ASSERT_EQ(pages.size(), std::size(expected));
   for (std::size_t i = 0; i < pages.size(); ++i) {
     EXPECT_EQ(pages[i].state, expected[i].state) << i;

@@ -2,6 +2,7 @@
 // fork(), and programs that end without saying so.
 #include <dirent.h>
 #include <poll.h>
+#include <spawn.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -162,6 +163,93 @@ TEST_F(Fork, ChildrenOfChildrenAndVfork) {
   UHMM_ASSERT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr));
   EXPECT_EQ(system("exit 7"), 7 << 8);  // posix_spawn or vfork inside
   EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+}
+
+// Several threads fork at once, while others fault on what kernels take away again: each child has a whole snapshot.
+TEST_F(Fork, StormFromSeveralThreadsWhileOthersFault) {
+  constexpr std::size_t kThreads = 3;
+  constexpr int kForks = 8;
+  Memory memory(64 * kPage);
+  fill(memory.data(), memory.bytes(), 1);
+  std::atomic<std::size_t> forking{kThreads};
+  std::atomic<int> wrong{0};
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < kThreads; ++i)
+    threads.emplace_back([&] {
+      for (int round = 0; round < kForks; ++round)
+        wrong += exit_code_of_child([&] {
+          if (first_wrong(memory.data(), memory.bytes(), 1) != memory.bytes()) return 1;
+          fill(memory.data(), memory.bytes(), 2);  // its own copy
+          return first_wrong(memory.data(), memory.bytes(), 2) == memory.bytes() ? 0 : 1;
+        });
+      --forking;
+    });
+  for (std::size_t i = 0; i < 2; ++i)
+    threads.emplace_back([&] {
+      while (forking != 0) wrong += first_wrong(memory.data(), memory.bytes(), 1) != memory.bytes() ? 1 : 0;
+    });
+  while (forking != 0) {
+    EXPECT_EQ(device_count_wrong(memory.data(), memory.bytes(), 1), 0u);
+    UHMM_EXPECT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr));
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(wrong, 0);
+  EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+}
+
+// The words of a new program's command line, its environment and its name are on a device.
+TEST_F(Fork, SpawnsAndExecsFromMemoryOnADevice) {
+  Memory memory(6 * kPage);
+  char* const words[] = {reinterpret_cast<char*>(memory.page(0)) + kPage - 4,  // over the edge of a page
+                         reinterpret_cast<char*>(memory.page(2)), reinterpret_cast<char*>(memory.page(3))};
+  std::strcpy(words[0], "/bin/sh");
+  std::strcpy(words[1], "-c");
+  std::strcpy(words[2], "exit $UHMM_TEST_CODE");
+  auto** const arguments = reinterpret_cast<char**>(memory.page(4));
+  std::copy(std::begin(words), std::end(words), arguments);
+  auto** const variables = reinterpret_cast<char**>(memory.page(5));
+  char* const variable = reinterpret_cast<char*>(memory.page(5)) + 100;
+  std::strcpy(variable, "UHMM_TEST_CODE=7");
+  variables[0] = variable;
+  const auto code_of = [](pid_t child) {
+    int status = 0;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+  };
+  UHMM_ASSERT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr));
+  pid_t child = -1;
+  ASSERT_EQ(posix_spawn(&child, words[0], nullptr, nullptr, arguments, variables), 0);
+  EXPECT_EQ(code_of(child), 7);
+  UHMM_ASSERT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr));
+  child = vfork();
+  if (child == 0) {
+    execve(words[0], arguments, variables);
+    _exit(1);
+  }
+  EXPECT_EQ(code_of(child), 7);
+  EXPECT_EQ(pages_in_state(memory.page(1), kPage, UHMM_PAGE_LOST), 0u);
+  EXPECT_STREQ(words[2], "exit $UHMM_TEST_CODE");
+}
+
+TEST_F(Fork, AChildGetsNoMoreThanTheAdviceGivesIt) {
+  Memory memory(8 * kPage);
+  fill(memory.data(), memory.bytes(), 1);
+  ASSERT_EQ(madvise(memory.page(0), 2 * kPage, MADV_DONTFORK), 0);
+  ASSERT_EQ(madvise(memory.page(2), 2 * kPage, MADV_WIPEONFORK), 0);
+  UHMM_ASSERT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr));
+  EXPECT_EQ(exit_code_of_child([&] {
+              // Something else may be there by now (what a sanitizer maps), but not the contents.
+              if (raised_by_read(memory.page(0)).signal != SIGSEGV && memory.data()[100] == pattern(1, 100)) return 1;
+              for (std::size_t i = 2 * kPage; i < 4 * kPage; ++i)
+                if (memory.data()[i] != std::byte{0}) return 2;
+              for (std::size_t i = 4 * kPage; i < memory.bytes(); ++i)
+                if (memory.data()[i] != pattern(1, i)) return 3;
+              return 0;
+            }),
+            0);
+  EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 1), memory.bytes());
+  device_increment(memory.data(), memory.bytes());
+  EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 2), memory.bytes());
 }
 
 // ------------------------------------------------------------------------------------------------- sudden ends

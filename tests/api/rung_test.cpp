@@ -31,7 +31,8 @@ uhmm_status expected_status(const os::Machine::Userfaultfd& rungs, uhmm_fault_ru
   switch (rung) {
     case UHMM_FAULTS_SYSCALL: return status(rungs.system_call);
     case UHMM_FAULTS_DEVICE: return status(rungs.device);
-    case UHMM_FAULTS_USER_MODE: return status(rungs.user_mode);
+    case UHMM_FAULTS_USER_MODE:
+    case UHMM_FAULTS_SIGNAL: return status(rungs.user_mode);
     case UHMM_FAULTS_AUTO: break;
   }
   return rungs.any() ? UHMM_OK : status(rungs.user_mode);
@@ -76,7 +77,7 @@ int use_rung(const Case& one) {
   if (pipe(ends) != 0) return 11;
   if (uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr) != UHMM_OK) return 12;
   const ssize_t written = write(ends[1], memory.page(3), 100);
-  if (used.fault_rung == UHMM_FAULTS_USER_MODE) {
+  if (used.fault_rung == UHMM_FAULTS_USER_MODE || used.fault_rung == UHMM_FAULTS_SIGNAL) {
     if (written != -1 || errno != EFAULT) return 13;
     // The documented way: bring it back first.
     if (uhmm_migrate(memory.page(3), kPage, UHMM_CPU, nullptr) != UHMM_OK) return 14;
@@ -105,16 +106,16 @@ TEST_P(RungTest, ServesOrSaysWhyNot) {
   EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
-INSTANTIATE_TEST_SUITE_P(Ladder, RungTest,
-                         testing::Values(Case{"Auto", UHMM_FAULTS_AUTO, true},
-                                         Case{"Syscall", UHMM_FAULTS_SYSCALL, true},
-                                         Case{"Device", UHMM_FAULTS_DEVICE, true},
-                                         Case{"UserMode", UHMM_FAULTS_USER_MODE, true},
-                                         Case{"AutoWithoutPrivilege", UHMM_FAULTS_AUTO, false},
-                                         Case{"SyscallWithoutPrivilege", UHMM_FAULTS_SYSCALL, false},
-                                         Case{"DeviceWithoutPrivilege", UHMM_FAULTS_DEVICE, false},
-                                         Case{"UserModeWithoutPrivilege", UHMM_FAULTS_USER_MODE, false}),
-                         [](const auto& one) { return std::string(one.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Ladder, RungTest,
+    testing::Values(Case{"Auto", UHMM_FAULTS_AUTO, true}, Case{"Syscall", UHMM_FAULTS_SYSCALL, true},
+                    Case{"Device", UHMM_FAULTS_DEVICE, true}, Case{"UserMode", UHMM_FAULTS_USER_MODE, true},
+                    Case{"Signal", UHMM_FAULTS_SIGNAL, true}, Case{"SignalWithoutPrivilege", UHMM_FAULTS_SIGNAL, false},
+                    Case{"AutoWithoutPrivilege", UHMM_FAULTS_AUTO, false},
+                    Case{"SyscallWithoutPrivilege", UHMM_FAULTS_SYSCALL, false},
+                    Case{"DeviceWithoutPrivilege", UHMM_FAULTS_DEVICE, false},
+                    Case{"UserModeWithoutPrivilege", UHMM_FAULTS_USER_MODE, false}),
+    [](const auto& one) { return std::string(one.param.name); });
 
 }  // namespace
 }  // namespace uhmm::test

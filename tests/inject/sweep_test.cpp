@@ -16,11 +16,13 @@ struct Way {
   const char* name;
   std::uint32_t flags;
   int mapping;
+  bool huge = false;  // the larger memory consists of huge pages
 };
 constexpr Way kWays[] = {{"Move", 0, MAP_PRIVATE | MAP_ANONYMOUS},
                          {"NoMove", UHMM_CONFIG_NO_MOVE, MAP_PRIVATE | MAP_ANONYMOUS},
                          {"Shared", 0, MAP_SHARED | MAP_ANONYMOUS},
-                         {"Coherent", UHMM_CONFIG_COHERENT, MAP_PRIVATE | MAP_ANONYMOUS}};
+                         {"Coherent", UHMM_CONFIG_COHERENT, MAP_PRIVATE | MAP_ANONYMOUS},
+                         {"Huge", UHMM_CONFIG_DEVICE_ENTRIES, MAP_PRIVATE | MAP_ANONYMOUS, true}};
 
 constexpr std::size_t kPages = 40;
 
@@ -105,9 +107,13 @@ void Round::everything(bool failing) {
   done(uhmm_migrate(data + 10 * kPage, kPage, 1, nullptr), failing);     // perhaps never touched since
   {
     // Memory that comes and goes, and more of it than fits.
-    void* scratch = mmap(nullptr, 3 * kBlock, PROT_READ | PROT_WRITE, way_.mapping, -1, 0);
+    void* scratch = mmap(nullptr, 4 * kBlock, PROT_READ | PROT_WRITE, way_.mapping, -1, 0);
     ASSERT_NE(scratch, MAP_FAILED);
     auto* place = static_cast<std::byte*>(scratch);
+    if (way_.huge) {
+      place += (kBlock - reinterpret_cast<std::uintptr_t>(place) % kBlock) % kBlock;
+      (void)madvise(place, 3 * kBlock, MADV_HUGEPAGE);
+    }
     for (std::size_t i = 0; i < 3 * kBlock; i += kPage) place[i] = pattern(9, i);
     if (done(uhmm_register(place, 3 * kBlock), failing)) {
       for (std::size_t block = 0; block < 3; ++block) {
@@ -122,7 +128,7 @@ void Round::everything(bool failing) {
         UHMM_EXPECT_OK(uhmm_unregister(place));
       }
     }
-    munmap(scratch, 3 * kBlock);
+    munmap(scratch, 4 * kBlock);
   }
   uhmm_device_desc desc = UHMM_DEVICE_DESC_INIT;
   desc.memory_bytes = std::uint64_t{4} << 20;
@@ -159,6 +165,7 @@ std::set<Point> unreachable(const Way& way) {
     points.insert(Point::MoveIn);
     points.insert(Point::StagingAcquire);
   }
+  if (!way.huge || !huge_pages_can_be_had()) points.insert(Point::HugePage);
   // Copied back straight from the device.
   if ((way.flags & UHMM_CONFIG_NO_MOVE) != 0) points.insert(Point::DeviceCopyOut);
   if (shared) points.insert(Point::ReadManaged);

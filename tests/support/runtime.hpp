@@ -17,6 +17,7 @@
 #include <utility>
 #include <vector>
 
+#include "runtime/os/memory.hpp"
 #include "uhmm/uhmm.h"
 
 namespace uhmm::test {
@@ -159,6 +160,22 @@ class BlockMemory {
   Memory whole_;
   std::byte* data_ = nullptr;
 };
+
+// Is there one huge page at this 2 MiB boundary?
+inline bool is_huge(const void* block) {
+  os::ProcessMemory process;
+  const bool opened = process.open().ok();
+  const bool huge = opened && process.is_huge(VirtAddr{reinterpret_cast<std::uint64_t>(block)});
+  process.close();
+  return huge;
+}
+// Does this machine give huge pages to memory that asks for them?
+inline bool huge_pages_can_be_had() {
+  const BlockMemory block(1, false);
+  (void)madvise(block.data(), kBlock, MADV_HUGEPAGE);
+  block.data()[0] = std::byte{1};
+  return is_huge(block.data());
+}
 
 // ------------------------------------------------------------------------------------------------ contents and kernels
 

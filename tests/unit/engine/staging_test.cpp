@@ -88,6 +88,49 @@ TEST_F(StagingTest, AFullSlotIsEmptiedForWhoNeedsRoom) {
   EXPECT_FALSE(again->filled.test(7));
 }
 
+TEST_F(StagingTest, AHugePageIsKeptForHugePages) {
+  os::ProcessMemory process;
+  ASSERT_TRUE(process.open().ok());
+  Staging::Slot* fresh = staging_.acquire_huge(process);
+  if (fresh == nullptr) GTEST_SKIP() << "no huge page can be had here";
+  EXPECT_TRUE(fresh->source);
+  EXPECT_EQ(fresh->filled, PageMask::all());
+  EXPECT_TRUE(process.is_huge(VirtAddr{fresh->memory}));
+  // As an arrival and a departure do: from the fresh one to the program, from the program to a slot.
+  std::byte* program = os::map_private(kBlockBytes);
+  const VirtAddr place{program};
+  ASSERT_EQ(uffd_.register_range({place, place + kBlockBytes}, os::kMissing), 0);
+  ASSERT_EQ(uffd_.move(place, VirtAddr{fresh->memory}, kBlockBytes).done, kBlockBytes);
+  EXPECT_TRUE(process.is_huge(place));
+  fresh->filled.clear();
+  staging_.release(fresh);
+  // Single pages have been everywhere: a slot has to be made anew.
+  std::vector<Staging::Slot*> slots;
+  while (Staging::Slot* slot = staging_.acquire_empty(PageMask::all())) slots.push_back(slot);
+  for (Staging::Slot* slot : slots) {
+    ASSERT_EQ(uffd_.copy(VirtAddr{slot->memory}, program, kPageBytes).done, kPageBytes);
+    fill(*slot, PageMask::of({0, 1}));
+    staging_.release(slot);
+  }
+  Staging::Slot* slot = staging_.acquire_for_huge();
+  ASSERT_NE(slot, nullptr);
+  EXPECT_TRUE(slot->filled.none());
+  ASSERT_EQ(uffd_.move(VirtAddr{slot->memory}, place, kBlockBytes).done, kBlockBytes);
+  EXPECT_TRUE(process.is_huge(VirtAddr{slot->memory}));
+  fill(*slot, PageMask::all());
+  slot->huge = true;
+  staging_.release(slot);
+  EXPECT_NE(staging_.acquire_filled(PageMask::of({100, 5})), slot) << "not for single pages";
+  EXPECT_EQ(staging_.acquire_huge(process), slot);
+  // What is left of one that was parted serves single pages.
+  slot->filled = PageMask::of({0, 40});
+  staging_.release(slot);
+  EXPECT_FALSE(slot->huge);
+  EXPECT_EQ(staging_.acquire_filled(PageMask::of({30, 5})), slot);
+  os::unmap(program, kBlockBytes);
+  process.close();
+}
+
 TEST_F(StagingTest, AcquiringCanFail) {
   inject::arm(inject::Point::StagingAcquire, 1);
   EXPECT_EQ(staging_.acquire_empty(PageMask::all()), nullptr);

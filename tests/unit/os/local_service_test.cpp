@@ -24,10 +24,12 @@ Result<int> ask_one_that(const LocalService& service, Answer&& answer) {
   std::thread server([&] {
     const int caller = service.accept();
     ASSERT_GE(caller, 0);
+    // Whoever hangs up on a request that was not read takes the answer back.
+    EXPECT_EQ(LocalService::request_of(caller), 'q');
     answer(caller);
     close_descriptor(caller);
   });
-  Result<int> got = ask_local_service(getpid(), kTimeoutMs);
+  Result<int> got = ask_local_service(getpid(), 'q', kTimeoutMs);
   server.join();
   return got;
 }
@@ -63,7 +65,7 @@ TEST(LocalService, TheNameIsTakenOnceAndFreeAfterwards) {
   ASSERT_TRUE(service.open().ok());
   EXPECT_EQ(second.open().code(), UHMM_ERR_BUSY);
   service.close();
-  EXPECT_EQ(ask_local_service(getpid(), kTimeoutMs).status().code(), UHMM_ERR_NOT_FOUND);
+  EXPECT_EQ(ask_local_service(getpid(), 'q', kTimeoutMs).status().code(), UHMM_ERR_NOT_FOUND);
   EXPECT_TRUE(second.open().ok());
 }
 
@@ -120,7 +122,7 @@ TEST(LocalService, StoppingAlsoWhenItsDescriptorIsGone) {
 TEST(LocalService, WhoDoesNotAnswerTimesOut) {
   LocalService service;
   ASSERT_TRUE(service.open().ok());
-  EXPECT_EQ(ask_local_service(getpid(), 10).status().code(), UHMM_ERR_TIMEOUT);
+  EXPECT_EQ(ask_local_service(getpid(), 'q', 10).status().code(), UHMM_ERR_TIMEOUT);
 }
 
 TEST(WriteAll, TellsWhyNot) {

@@ -64,6 +64,42 @@ TEST_F(UserfaultfdTest, MoveTakesThePageAway) {
   EXPECT_EQ(hole.error, ENOENT);
 }
 
+// The kernel splits a huge page whose mapping is in two while two threads move its halves: calls fail that have moved
+// pages.
+TEST_F(UserfaultfdTest, AFailedMoveCountsWhatItMoved) {
+  if (!uffd_.features().move) GTEST_SKIP() << "no UFFDIO_MOVE here";
+  constexpr std::size_t kHalf = kBlockBytes / 2;
+  for (int round = 0; round < 60; ++round) {
+    std::byte* whole = map_private(3 * kBlockBytes);
+    std::byte* target = map_private(kBlockBytes);
+    (void)madvise(whole, kBlockBytes, MADV_HUGEPAGE);
+    for (std::size_t i = 0; i < kBlockBytes; i += kPageBytes)
+      whole[i] = static_cast<std::byte>(i / kPageBytes % 251 + 1);
+    std::byte* source = whole + kBlockBytes + kHalf;
+    ASSERT_EQ(mremap(whole, kBlockBytes, kBlockBytes, MREMAP_MAYMOVE | MREMAP_FIXED, source), source);
+    const VirtAddr to{target};
+    ASSERT_EQ(uffd_.register_range({to, to + kBlockBytes}, kMissing), 0);
+    const auto move_half = [&](std::size_t begin) {
+      for (std::size_t at = begin; at < begin + kHalf;) {
+        const Progress moved = uffd_.move(to + at, VirtAddr{source + at}, begin + kHalf - at);
+        at += moved.done;
+        if (moved.done == 0) {
+          EXPECT_EQ(moved.error, EBUSY) << at;
+        }
+        if (moved.error != 0 && moved.error != EBUSY) return;
+      }
+    };
+    std::thread other(move_half, kHalf);
+    move_half(0);
+    other.join();
+    for (std::size_t i = 0; i < kBlockBytes; i += kPageBytes)
+      ASSERT_EQ(target[i], static_cast<std::byte>(i / kPageBytes % 251 + 1)) << "page " << i / kPageBytes;
+    unmap(whole, 3 * kBlockBytes);
+    unmap(target, kBlockBytes);
+    if (HasFailure()) return;
+  }
+}
+
 TEST_F(UserfaultfdTest, AFaultTellsWhereAndWhatAndACopyEndsIt) {
   ASSERT_EQ(uffd_.register_range(pages(0, kPages), kMissing), 0);
   std::thread toucher([&] { memory_[3 * kPageBytes + 17] = std::byte{9}; });

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// `uhmm maps`: reports that are made up here, and those of a runtime in this process.
+// `uhmm maps` and `uhmm home`: reports that are made up here, and those of a runtime in this process.
 #include "tools/uhmm/maps.hpp"
 
+#include <fcntl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +12,7 @@
 
 #include "runtime/os/local_service.hpp"
 #include "tests/support/runtime.hpp"
+#include "tools/uhmm/home.hpp"
 
 namespace uhmm::tool {
 namespace {
@@ -147,7 +149,7 @@ TEST(MapsTable, SaysWhereEverythingIs) {
 class LiveMaps : public RuntimeTest {
  protected:
   static Result<Maps> look_at_self() {
-    Result<int> file = os::ask_local_service(getpid(), 60'000);
+    Result<int> file = os::ask_local_service(getpid(), 'r', 60'000);
     if (!file.ok()) return file.status();
     Bytes bytes(1 << 20);
     const ssize_t got = pread(*file, bytes.data(), bytes.size(), 0);
@@ -251,13 +253,52 @@ TEST_F(LiveMaps, AreAnsweredWhileEverythingIsBusy) {
   UHMM_EXPECT_OK(uhmm_stream_destroy(stream));
 }
 
+// What a debugger reads, and what goes to a core dump: the kernel can't wait for us there.
+bool seen_from_outside(const Memory& memory, std::uint64_t content) {
+  std::vector<std::byte> seen(memory.bytes());
+  const int file = open("/proc/self/mem", O_RDONLY | O_CLOEXEC);
+  const ssize_t got =
+      pread(file, seen.data(), seen.size(), static_cast<off_t>(reinterpret_cast<std::uintptr_t>(memory.data())));
+  close(file);
+  return got == static_cast<ssize_t>(seen.size()) && first_wrong(seen.data(), seen.size(), content) == seen.size();
+}
+
+TEST_F(LiveMaps, HomeBringsWhatDebuggersCantSee) {
+  for (const std::uint32_t flags : {0u, UHMM_CONFIG_NO_MOVE, UHMM_CONFIG_DEVICE_ENTRIES}) {
+    SCOPED_TRACE(flags);
+    start_with([&](uhmm_config& config) {
+      config.flags |= flags;
+      config.soft_devices = 2;
+    });
+    Memory memory(1024 * kPage);
+    Memory shared(8 * kPage, true, MAP_SHARED | MAP_ANONYMOUS);
+    fill(memory.data(), memory.bytes(), 1);
+    fill(shared.data(), shared.bytes(), 2);
+    UHMM_ASSERT_OK(uhmm_migrate(memory.data(), 600 * kPage, 1, nullptr));
+    UHMM_ASSERT_OK(uhmm_migrate(memory.page(600), 400 * kPage, 2, nullptr));
+    UHMM_ASSERT_OK(uhmm_make_exclusive(memory.page(1000), 10 * kPage, 1, nullptr));
+    UHMM_ASSERT_OK(uhmm_migrate(shared.data(), shared.bytes(), 1, nullptr));
+    UHMM_ASSERT_OK(uhmm_advise(shared.data(), 1, UHMM_ADVISE_PINNED, 0));
+    EXPECT_FALSE(seen_from_outside(memory, 1));
+    testing::internal::CaptureStdout();
+    EXPECT_EQ(home(getpid()), 0);
+    EXPECT_NE(testing::internal::GetCapturedStdout().find(" KiB came home\n"), std::string::npos);
+    EXPECT_TRUE(seen_from_outside(memory, 1));
+    EXPECT_TRUE(seen_from_outside(shared, 2));
+    device_increment(memory.data(), memory.bytes());  // and the program goes on
+    EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 2), memory.bytes());
+  }
+  stop();
+  EXPECT_EQ(home(getpid()), 1) << "nobody to ask";
+}
+
 TEST_F(LiveMaps, NobodyAnswersWithoutARuntime) {
   Memory memory(kPage);
   const pid_t child = fork();
   ASSERT_GE(child, 0);
   if (child == 0) {
     // The parent's service is not the child's.
-    const bool none = os::ask_local_service(getpid(), 60'000).status().code() == UHMM_ERR_NOT_FOUND;
+    const bool none = os::ask_local_service(getpid(), 'r', 60'000).status().code() == UHMM_ERR_NOT_FOUND;
     pause();  // with no descriptor that would keep the parent's name
     _exit(none ? 0 : 1);
   }

@@ -62,7 +62,9 @@ Status count_system_pages(int pagemap, MappedRange& range) {
         read, [file](std::uint64_t entry) { return (entry & kPresentOrSwapped) != 0 && (entry & file) == 0; }));
     page += read.size();
   }
-  if (range.told.poisoned != 0) range.system_pages -= std::min(range.system_pages, range.told.lost);
+  const std::uint64_t marked = (range.told.poisoned != 0 ? range.told.lost : 0) +
+                               (range.told.marked != 0 ? range.told.device - range.told.in_place : 0);
+  range.system_pages -= std::min(range.system_pages, marked);
   return {};
 }
 
@@ -137,8 +139,10 @@ Result<std::vector<std::byte>> read_whole(int file) {
   }
 }
 
-Result<Maps> look(pid_t process) {
-  Result<int> answer = os::ask_local_service(process, kTimeoutMs);
+}  // namespace
+
+Result<Maps> ask(pid_t process, engine::Request request) {
+  Result<int> answer = os::ask_local_service(process, static_cast<char>(request), kTimeoutMs);
   if (!answer.ok()) return answer.status();
   const Descriptor file(*answer);
   Result<std::vector<std::byte>> bytes = read_whole(file.get());
@@ -149,8 +153,6 @@ Result<Maps> look(pid_t process) {
   UHMM_TRY(add_kernel_view(*maps, "/proc/" + std::to_string(process)));
   return maps;
 }
-
-}  // namespace
 
 Result<Maps> parse_report(std::span<const std::byte> bytes) {
   const Status bad = fail(UHMM_ERR_INVALID, "the program's answer is not a report of a uhmm runtime, or is cut off");
@@ -282,7 +284,7 @@ std::string maps_as_json(const Maps& maps) {
 }
 
 int maps(pid_t process, bool json) {
-  Result<Maps> found = look(process);
+  Result<Maps> found = ask(process, engine::Request::Report);
   if (!found.ok()) {
     char why[kDetailBytes];
     save_detail(why);

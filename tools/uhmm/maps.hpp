@@ -26,6 +26,8 @@ struct Maps {
   std::vector<MappedRange> ranges;
 };
 
+// Asks a running program. Errors: NOT_FOUND, PERMISSION, TIMEOUT, SYSTEM, INVALID.
+Result<Maps> ask(pid_t process, engine::Request request);
 // Reads what a runtime wrote; records of a newer one may be longer. Errors: INVALID (that is no report, or half of
 // one).
 Result<Maps> parse_report(std::span<const std::byte> bytes);

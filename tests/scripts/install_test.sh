@@ -46,4 +46,10 @@ PKG_CONFIG_PATH="$library_dir/pkgconfig" make -s -C "$work/pc" -f "$source_dir/t
   VPATH="$source_dir/tests/install/c"
 run "$work/pc/foreign_pc"
 
+# Where it was built (not with sanitizers): the command finds the library it puts ahead of programs.
+if [ -f "$build_dir/preload/libuhmm_preload.so" ]; then
+  [ "$("$prefix/bin/uhmm" run --dmirror -- printenv LD_PRELOAD)" = "$library_dir/uhmm/libuhmm_preload.so" ] ||
+    { echo "uhmm run does not find its library"; exit 1; }
+fi
+
 [ $skipped = 0 ] || { echo "built, but this machine doesn't let the runtime start: skipped"; exit 77; }

@@ -49,10 +49,11 @@ class Command(unittest.TestCase):
         self.assertEqual((done.returncode, done.stdout), (0, f"uhmm {version()}\n"))
 
     def test_help_names_every_verb_and_bad_words_fail(self):
-        for verb in ("doctor", "maps"):
+        for verb in ("doctor", "maps", "run", "conformance"):
             self.assertIn(verb, uhmm("--help").stdout)
         for arguments in ([], ["nonsense"], ["doctor", "--nonsense"], ["doctor", "more"], ["maps"], ["maps", "-1"],
-                          ["maps", "0"], ["maps", "x"], ["maps", "1", "2"], ["maps", "99999999999"]):
+                          ["maps", "0"], ["maps", "x"], ["maps", "1", "2"], ["maps", "99999999999"], ["run"], ["run", "--dmirror"],
+                          ["run", "--", "true"], ["conformance", "more"], ["conformance", "--source", "/nonexistent"]):
             done = uhmm(*arguments)
             self.assertNotEqual(done.returncode, 0, arguments)
             self.assertNotEqual(done.stderr, "", arguments)

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+// Run by `uhmm run --dmirror`: memory is on a device while its mapping is changed. A program that knows nothing of
+// uhmm.
+#include "tests/preload/mirror_program.h"
+
+enum { PAGES = 64, BYTES = PAGES * PAGE };
+
+static char buffer[BYTES];
+
+static int run(int number, void* at, size_t pages) { return command(number, at, pages, buffer, NULL); }
+static char value(size_t i) { return (char)(i * 7 + i / PAGE + 1); }
+static int holds_values(const char* memory, size_t from, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i)
+    if (memory[i] != value(from + i)) return 0;
+  return 1;
+}
+static int zeros(const char* memory, size_t bytes) {
+  for (size_t i = 0; i < bytes; ++i)
+    if (memory[i] != 0) return 0;
+  return 1;
+}
+// Memory with values, on the device.
+static char* on_device(void) {
+  char* memory = map(BYTES);
+  for (size_t i = 0; i < BYTES; ++i) memory[i] = value(i);
+  EXPECT(run(TO_DEVICE, memory, PAGES) == 0);
+  EXPECT(run(SNAPSHOT, memory, PAGES) == 0);
+  EXPECT(buffer[0] == 0x22 && buffer[PAGES - 1] == 0x22);
+  return memory;
+}
+
+static char* move_to(char* place, char* memory) {
+  char* moved = mremap(memory, BYTES, BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, place);
+  EXPECT(moved == place);
+  return moved;
+}
+
+static void unmap_and_map_again(void) {
+  char* memory = move_to((char*)0x7e9000000000, on_device());
+  EXPECT(run(TO_DEVICE, memory, PAGES) == 0);
+  EXPECT(munmap(memory, BYTES) == 0);
+  EXPECT(run(READ, memory, 1) == EFAULT);
+  EXPECT(mmap(memory, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == memory);
+  EXPECT(run(READ, memory, PAGES) == 0);
+  EXPECT(zeros(buffer, BYTES));
+  EXPECT(zeros(memory, BYTES));
+  munmap(memory, BYTES);
+}
+
+static void unmap_a_part(void) {
+  // Where the kernel puts nothing on its own, so that the hole stays one.
+  char* memory = move_to((char*)0x7e9000000000, on_device());
+  EXPECT(run(TO_DEVICE, memory, PAGES) == 0);
+  EXPECT(munmap(memory + 10 * PAGE, 20 * PAGE) == 0);
+  EXPECT(run(READ, memory, PAGES) == EFAULT);
+  EXPECT(run(SNAPSHOT, memory, PAGES) == 0);
+  EXPECT(buffer[9] == 0x22 && (unsigned char)buffer[10] == 0xff && (unsigned char)buffer[29] == 0xff &&
+         buffer[30] == 0x22);
+  EXPECT(holds_values(memory, 0, 10 * PAGE));
+  EXPECT(holds_values(memory + 30 * PAGE, 30 * PAGE, BYTES - 30 * PAGE));
+  EXPECT(munmap(memory, BYTES) == 0);  // across the hole
+}
+
+static void map_over_a_part(void) {
+  char* memory = on_device();
+  EXPECT(mmap(memory + 5 * PAGE, 5 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+         memory + 5 * PAGE);
+  EXPECT(run(READ, memory, PAGES) == 0);
+  EXPECT(holds_values(buffer, 0, 5 * PAGE));
+  EXPECT(zeros(buffer + 5 * PAGE, 5 * PAGE));
+  EXPECT(holds_values(buffer + 10 * PAGE, 10 * PAGE, BYTES - 10 * PAGE));
+  // A call that the kernel refuses changes nothing.
+  EXPECT(mmap(memory, PAGE, PROT_READ, MAP_PRIVATE | MAP_FIXED, -1, 0) == MAP_FAILED);
+  EXPECT(holds_values(memory, 0, 5 * PAGE));
+  munmap(memory, BYTES);
+}
+
+static void move_and_grow(void) {
+  char* memory = on_device();
+  char* place = map(2 * BYTES);
+  char* moved = mremap(memory, BYTES, 2 * BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, place);
+  EXPECT(moved == place);
+  EXPECT(holds_values(moved, 0, BYTES));
+  EXPECT(zeros(moved + BYTES, BYTES));
+  EXPECT(run(TO_DEVICE, moved, PAGES) == 0);
+  EXPECT(holds_values(buffer, 0, BYTES));
+  EXPECT(run(READ, memory, 1) == EFAULT);
+  EXPECT(mremap(moved, 2 * BYTES, BYTES / 2, 0) == moved);
+  EXPECT(holds_values(moved, 0, BYTES / 2));
+  EXPECT(mremap(moved, BYTES / 2, BYTES, MREMAP_MAYMOVE) != MAP_FAILED);
+  munmap(moved, BYTES);
+}
+
+static void move_onto_another_range_of_the_device(void) {
+  char* memory = on_device();
+  char* other = on_device();
+  memset(other, 1, BYTES);
+  EXPECT(run(TO_DEVICE, other, PAGES) == 0);
+  EXPECT(mremap(memory, BYTES, BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, other) == other);
+  EXPECT(run(READ, other, PAGES) == 0);
+  EXPECT(holds_values(buffer, 0, BYTES));
+  EXPECT(holds_values(other, 0, BYTES));
+  munmap(other, BYTES);
+}
+
+static void move_and_leave_the_mapping(void) {
+  char* memory = on_device();
+  char* moved = mremap(memory, BYTES, BYTES, MREMAP_MAYMOVE | 4 /* MREMAP_DONTUNMAP */);
+  if (moved == MAP_FAILED && errno == EINVAL) return;  // before 5.7
+  EXPECT(moved != MAP_FAILED);
+  EXPECT(holds_values(moved, 0, BYTES));
+  EXPECT(run(READ, memory, PAGES) == 0);
+  EXPECT(zeros(buffer, BYTES));
+  EXPECT(zeros(memory, BYTES));
+  munmap(memory, BYTES);
+  munmap(moved, BYTES);
+}
+
+static void refused_moves_lose_nothing(void) {
+  char* memory = on_device();
+  EXPECT(mremap(memory, BYTES, BYTES, MREMAP_FIXED, memory + BYTES) == MAP_FAILED);  // without MAYMOVE
+  EXPECT(holds_values(memory, 0, BYTES));
+  munmap(memory, BYTES);
+}
+
+static void drop_contents(void) {
+  char* memory = on_device();
+  EXPECT(madvise(memory + PAGE, 10 * PAGE, MADV_DONTNEED) == 0);
+  EXPECT(zeros(memory + PAGE, 10 * PAGE));
+  EXPECT(holds_values(memory, 0, PAGE));
+  EXPECT(run(READ, memory, PAGES) == 0);
+  EXPECT(zeros(buffer + PAGE, 10 * PAGE));
+  EXPECT(madvise(memory + 20 * PAGE, PAGE, MADV_FREE) == 0);
+  EXPECT(holds_values(memory + 20 * PAGE, 20 * PAGE, PAGE) || zeros(memory + 20 * PAGE, PAGE));
+  EXPECT(madvise(memory + 1, PAGE, MADV_DONTNEED) == -1);
+  EXPECT(holds_values(memory + 30 * PAGE, 30 * PAGE, BYTES - 30 * PAGE));
+  munmap(memory, BYTES);
+}
+
+static void other_advice_keeps_contents(void) {
+  const int advice[] = {MADV_NORMAL,   MADV_RANDOM,     MADV_SEQUENTIAL, MADV_WILLNEED,
+                        MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP,   MADV_DODUMP,
+                        MADV_COLD,     MADV_PAGEOUT,    MADV_MERGEABLE,  25 /* MADV_COLLAPSE */};
+  for (size_t i = 0; i < sizeof(advice) / sizeof(*advice); ++i) {
+    char* memory = on_device();
+    (void)madvise(memory, BYTES, advice[i]);  // whatever this kernel says to it
+    EXPECT(holds_values(memory, 0, BYTES));
+    EXPECT(run(READ, memory, PAGES) == 0);
+    EXPECT(holds_values(buffer, 0, BYTES));
+    munmap(memory, BYTES);
+  }
+}
+
+static void protect(void) {
+  char* memory = on_device();
+  EXPECT(mprotect(memory, BYTES, PROT_READ) == 0);
+  EXPECT(run(WRITE, memory, 1) == EPERM);
+  EXPECT(run(READ, memory, PAGES) == 0);
+  EXPECT(mprotect(memory, BYTES, PROT_NONE) == 0);
+  EXPECT(run(READ, memory, 1) == EFAULT);
+  EXPECT(mprotect(memory, BYTES, PROT_READ | PROT_WRITE) == 0);
+  EXPECT(holds_values(memory, 0, BYTES));
+  munmap(memory, BYTES);
+}
+
+static void close_brings_home(void) {
+  const int other = open("/dev/hmm_dmirror1", O_RDWR | O_CLOEXEC);
+  EXPECT(other >= 0);
+  char* memory = map(BYTES);
+  for (size_t i = 0; i < BYTES; ++i) memory[i] = value(i);
+  struct command command = {(uint64_t)memory, (uint64_t)buffer, PAGES, 0, 0};
+  EXPECT(ioctl(other, _IOWR('H', TO_DEVICE, struct command), &command) == 0);
+  EXPECT(close(other) == 0);
+  EXPECT(run(SNAPSHOT, memory, PAGES) == 0);
+  EXPECT(buffer[0] == 2);
+  EXPECT(holds_values(memory, 0, BYTES));
+  munmap(memory, BYTES);
+}
+
+int main(void) {
+  device = open("/dev/hmm_dmirror0", O_RDWR);
+  if (device < 0) {
+    perror("/dev/hmm_dmirror0");
+    return 1;
+  }
+  unmap_and_map_again();
+  unmap_a_part();
+  map_over_a_part();
+  move_and_grow();
+  move_onto_another_range_of_the_device();
+  move_and_leave_the_mapping();
+  refused_moves_lose_nothing();
+  drop_contents();
+  other_advice_keeps_contents();
+  protect();
+  close_brings_home();
+  return failures == 0 ? 0 : 1;
+}

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // How fast memory comes and goes in bulk: by the CPU's own walk, and by request.
+#include <sys/mman.h>
+
 #include "bench/support.hpp"
 
 namespace uhmm::bench {
@@ -55,6 +57,34 @@ void migrate_ranges(Rounds& rounds, std::size_t bytes, bool back, std::uint32_t 
   (void)read_all_words(memory);  // right?
 }
 
+// Huge pages against single ones, there and back again.
+void migrate_huge(Rounds& rounds, bool back) {
+  const Runtime runtime;
+  Memory single(64 * kMiB);
+  Memory huge(64 * kMiB + kBlock);
+  (void)madvise(single.data(), single.bytes(), MADV_NOHUGEPAGE);
+  (void)madvise(huge.data(), huge.bytes(), MADV_HUGEPAGE);
+  const Registration registered_single(single);
+  const Registration registered_huge(huge);
+  single.fill();
+  huge.fill();
+  const auto once = [&](const Memory& memory) {
+    double speed[2] = {};
+    for (const bool home : {false, true}) {
+      const double before = now_s();
+      migrate(memory.data(), memory.bytes(), home ? UHMM_CPU : kDevice);
+      speed[home ? 1 : 0] = gb_per_s(memory.bytes(), now_s() - before);
+    }
+    return speed[back ? 1 : 0];
+  };
+  (void)once(single);
+  (void)once(huge);
+  while (rounds.next()) {
+    const double plain = once(single);
+    rounds.add(plain, once(huge));
+  }
+}
+
 }  // namespace
 
 void add_copy_rows() {
@@ -75,6 +105,12 @@ void add_copy_rows() {
           [](Rounds& rounds) { migrate_ranges(rounds, 64 * kMiB, false, 0); });
   add_row({"migrate/to_system", "uhmm_migrate back, 64 MiB", floor, "GB/s", Goal::AtLeast, 0.85, 15},
           [](Rounds& rounds) { migrate_ranges(rounds, 64 * kMiB, true, 0); });
+  add_row({"huge/to_device", "uhmm_migrate of huge pages to a device, 64 MiB", "the same of 4 KiB pages", "GB/s",
+           Goal::AtLeast, 1.0, 15},
+          [](Rounds& rounds) { migrate_huge(rounds, false); });
+  add_row({"huge/to_system", "uhmm_migrate of huge pages back, 64 MiB", "the same of 4 KiB pages", "GB/s",
+           Goal::AtLeast, 1.0, 15},
+          [](Rounds& rounds) { migrate_huge(rounds, true); });
   add_row({"migrate/to_device/large", "uhmm_migrate to a device, all of it", floor, "GB/s", Goal::None, 0, 4},
           [](Rounds& rounds) { migrate_ranges(rounds, large_bytes(), false, 0); });
   add_row({"migrate/to_system/large", "uhmm_migrate back, all of it", floor, "GB/s", Goal::None, 0, 4},

@@ -10,13 +10,14 @@ namespace {
 constexpr std::size_t kBytes = 64 * kMiB;
 constexpr std::size_t kTouches = 4096;
 
-void random_faults(Rounds& rounds, bool pinned, std::uint32_t flags) {
+void random_faults(Rounds& rounds, bool pinned, std::uint32_t flags, uhmm_fault_rung rung = UHMM_FAULTS_AUTO) {
   std::optional<PinnedHere> here;
   const int cpu = last_cpu();
   // Threads inherit the CPUs of the thread that starts them: now the whole runtime is on that CPU.
   if (pinned) here.emplace(cpu);
   uhmm_config config = bench_config();
   config.flags |= flags;
+  config.fault_rung = rung;
   const Runtime runtime(config);
   FaultFloor floor(kBytes, cpu);
   Memory memory(kBytes);
@@ -47,6 +48,11 @@ void add_fault_rows() {
           [](Rounds& rounds) { random_faults(rounds, true, 0); });
   add_row({"fault/random_unpinned", "the same, nothing pinned by the user", floor, "us", Goal::AtMost, 1.5, 7},
           [](Rounds& rounds) { random_faults(rounds, false, 0); });
+  add_row({"fault/random_pinned/signal", "one CPU, each thread serves its own (UHMM_FAULTS=signal)", floor, "us",
+           Goal::None, 0, 3},
+          [](Rounds& rounds) { random_faults(rounds, true, 0, UHMM_FAULTS_SIGNAL); });
+  add_row({"fault/random_unpinned/signal", "nothing pinned, each thread serves its own", floor, "us", Goal::None, 0, 3},
+          [](Rounds& rounds) { random_faults(rounds, false, 0, UHMM_FAULTS_SIGNAL); });
   add_row({"fault/random_pinned/no_move", "one CPU, without UFFDIO_MOVE", floor, "us", Goal::None, 0, 3},
           [](Rounds& rounds) { random_faults(rounds, true, UHMM_CONFIG_NO_MOVE); });
   add_row({"fault/random_unpinned/no_move", "nothing pinned, without UFFDIO_MOVE", floor, "us", Goal::None, 0, 3},

@@ -9,6 +9,7 @@ int main(int argc, char** argv) {
   uhmm::bench::add_sweep_rows();
   uhmm::bench::add_scaling_rows();
   uhmm::bench::add_cost_rows();
+  uhmm::bench::add_fork_rows();
   benchmark::AddCustomContext("large_bytes", std::to_string(uhmm::bench::large_bytes()));
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the benchmarks and prints their table: each row's floor and subject, measured in turn in one process, the ratio
 of the two, and whether the target is reached. --write FILE puts the table, the command, the machine and the commit
-between the markers of FILE (docs/benchmarks.md). --from FILE takes an earlier run's JSON instead of running.
+between the markers of FILE (docs/benchmarks.md), with the ratios of the table that was there before beside the new ones.
+--from FILE takes an earlier run's JSON instead of running.
 Other arguments go to the program, for instance --benchmark_filter=fault."""
 import argparse
 import datetime
@@ -10,6 +11,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -89,9 +91,30 @@ def rows_of(result):
     return [Row(name, entries) for name, entries in runs.items()]
 
 
-def table(rows):
+def earlier(page):
+    """The commit of the table in the page, and its rows' ratios."""
+    found = re.search(r"commit (\w+)", page)
+    ratios = {}
+    header = []
+    for line in page.splitlines():
+        cells = [cell.strip() for cell in line.split("|")[1:-1]]
+        if "row" in cells:
+            header = cells
+        elif len(cells) == len(header) and header:
+            ratio = cells[next(i for i, name in enumerate(header) if name.startswith("ratio"))]
+            ratios[cells[0]] = ratio.split(" ")[0]
+    return (found.group(1) if found else "?"), ratios
+
+
+def table(rows, before=None):
     header = ["row", "what", "floor", "floor's figure", "figure", "ratio (over repetitions)", "target", "met"]
     lines = [header, ["---"] * len(header), *(row.cells() for row in rows)]
+    if before:
+        commit_before, ratios = before
+        lines[0].insert(6, f"before ({commit_before})")
+        lines[1].insert(6, "---")
+        for line in lines[2:]:
+            line.insert(6, ratios.get(line[0], ""))
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -132,10 +155,10 @@ def main():
         f"- Machine: {machine()}; load average at the start {loads}",
         f"- Date: {datetime.datetime.now().astimezone().strftime('%Y-%m-%d %H:%M %Z')}; commit {commit()}",
     ])
-    text = about + "\n\n" + table(rows) + "\n"
+    page = options.write.read_text() if options.write else ""
+    text = about + "\n\n" + table(rows, earlier(page.split(BEGIN)[1].split(END)[0]) if page else None) + "\n"
     print(text)
     if options.write:
-        page = options.write.read_text()
         before, rest_of_page = page.split(BEGIN)
         after = rest_of_page.split(END, 1)[1]
         options.write.write_text(f"{before}{BEGIN}\n{text}{END}{after}")

@@ -75,6 +75,7 @@ void add_copy_rows();
 void add_sweep_rows();
 void add_scaling_rows();
 void add_cost_rows();
+void add_fork_rows();
 
 // ------------------------------------------------------------------------------------------------- runtime, memory
 

@@ -7,6 +7,7 @@
 #include "preload/dmirror/dmirror.hpp"
 #include "preload/managed.hpp"
 #include "preload/real.hpp"
+#include "runtime/engine/fork_heir.hpp"
 #include "runtime/os/memory.hpp"
 #include "uhmm/uhmm.h"
 
@@ -152,6 +153,8 @@ int advise(void* address, std::size_t length, int advice) {
 #endif
   const bool drops = advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_DONTNEED_LOCKED;
   const Vector<ByteRange> parts = drops ? parts_of(address, length) : Vector<ByteRange>{};
+  // In a forked child that is served from devices: what is dropped reads as zeros, not as what it was at the fork.
+  if (drops && called_by_program()) engine::give_up_inheritance(pages_of(address, length));
   int result = real::madvise(address, length, advice);
   // Where a coherent device's memory is mapped in place, only this can be done; pages that are free may go at once.
   if (advice == MADV_FREE && result != 0 && errno == EINVAL && !parts.empty())

@@ -60,6 +60,7 @@ class SoftDevice final : public backend::Device {
   int do_death_fd() const override { return death_pidfd_; }
   void do_handle_death(std::span<char> reason) override;
   bool do_lost() const override { return state_.load(std::memory_order_acquire) == State::Lost; }
+  int do_memory_file() const override { return memory_file_; }
   void do_abandon_after_fork() override;
 
  private:

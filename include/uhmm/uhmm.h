@@ -100,6 +100,9 @@ UHMM_API const char* uhmm_version_string(void);
  * swapped out, as with Linux HMM, where they are otherwise just absent. Costs a system call more for each move.
  * Linux 6.4; ignored before (env UHMM_DEVICE_ENTRIES=1). */
 #define UHMM_CONFIG_DEVICE_ENTRIES 0x10u
+/* Bring everything home before fork(), also where a child could be served from the devices: the child then has plain
+ * copies from the start, and no thread of the runtime's (env UHMM_FORK_HOME=1). */
+#define UHMM_CONFIG_FORK_HOME 0x20u
 
 /*
  * How the runtime learns of CPU faults: the rungs of a ladder, best first. AUTO takes the first that this process may

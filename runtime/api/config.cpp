@@ -123,7 +123,7 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
     config.size = sizeof(config);
   }
   constexpr std::uint32_t kKnownFlags = UHMM_CONFIG_NO_MOVE | UHMM_CONFIG_NO_ENV | UHMM_CONFIG_COHERENT |
-                                        UHMM_CONFIG_NO_REPORT | UHMM_CONFIG_DEVICE_ENTRIES;
+                                        UHMM_CONFIG_NO_REPORT | UHMM_CONFIG_DEVICE_ENTRIES | UHMM_CONFIG_FORK_HOME;
   if ((config.flags & ~kKnownFlags) != 0)
     return fail(UHMM_ERR_CONFIG, "uhmm_config.flags has unknown bits: %#x", config.flags & ~kKnownFlags);
   const bool use_environment = (config.flags & UHMM_CONFIG_NO_ENV) == 0;
@@ -134,6 +134,7 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
     UHMM_TRY(read_switch("UHMM_SOFT_KIND", "private", "coherent", UHMM_CONFIG_COHERENT, &config.flags));
     UHMM_TRY(read_switch("UHMM_NO_REPORT", "0", "1", UHMM_CONFIG_NO_REPORT, &config.flags));
     UHMM_TRY(read_switch("UHMM_DEVICE_ENTRIES", "0", "1", UHMM_CONFIG_DEVICE_ENTRIES, &config.flags));
+    UHMM_TRY(read_switch("UHMM_FORK_HOME", "0", "1", UHMM_CONFIG_FORK_HOME, &config.flags));
     UHMM_TRY(read_rung(&config.fault_rung));
   }
   if (config.fault_rung > UHMM_FAULTS_SIGNAL || config.reserved != 0)

@@ -11,6 +11,7 @@
 #include "runtime/api/config.hpp"
 #include "runtime/base/arena.hpp"
 #include "runtime/base/epoch.hpp"
+#include "runtime/engine/fork_heir.hpp"
 #include "runtime/engine/range_end.hpp"
 #include "runtime/engine/signal_faults.hpp"
 #include "runtime/os/process.hpp"
@@ -29,6 +30,7 @@ thread_local bool gate_closed = false;
 
 void prepare_fork() {
   if (os::spawning_in_this_thread()) return;
+  engine::finish_inheriting();
   forks.fetch_add(1);
   gate_closed = state.load() == State::On;
   if (gate_closed) runtime->before_fork();
@@ -65,18 +67,21 @@ void destroy_soft(backend::Device* device) { soft::destroy(device); }
 }  // namespace
 
 Runtime::Runtime()
-    : faults(context),
+    : forks(context),
+      faults(context),
       streams(context),
       devices(context, faults, streams),
       notifier(context.events),
       reporter(context),
-      acquired(Arena::instance().resource()) {}
+      acquired(Arena::instance().resource()) {
+  context.forks = &forks;
+}
 
 Status Runtime::start(const uhmm_config& config) {
   context.config = config;
   static_assert(static_cast<std::uint32_t>(os::Rung::Signal) == UHMM_FAULTS_SIGNAL);
-  const unsigned wishes =
-      os::kFollowMoves | ((config.flags & UHMM_CONFIG_DEVICE_ENTRIES) != 0 ? unsigned{os::kMarkAbsent} : 0);
+  const unsigned wishes = os::kFollowMoves | os::kFollowForks |
+                          ((config.flags & UHMM_CONFIG_DEVICE_ENTRIES) != 0 ? unsigned{os::kMarkAbsent} : 0);
   Result<os::Userfaultfd> uffd = os::Userfaultfd::open(static_cast<os::Rung>(config.fault_rung), wishes);
   if (!uffd.ok()) return uffd.status();
   context.uffd = std::move(*uffd);
@@ -91,6 +96,7 @@ Status Runtime::start(const uhmm_config& config) {
     UHMM_TRY(context.staging.open(context.uffd, config.staging_memory, workers + config.service_threads + 8));
   UHMM_TRY(context.workers.start(workers));
   UHMM_TRY(faults.start(config.service_threads));
+  UHMM_TRY(forks.start());
   constexpr const char* kRungText[] = {"?", "userfaultfd(2)", "/dev/userfaultfd", "userfaultfd(2), user mode only",
                                        "SIGBUS"};
   log::write(log::Level::Info, "CPU faults come by %s", kRungText[context.config.fault_rung]);
@@ -166,6 +172,7 @@ Status Runtime::stop() {
   if (context.uffd.rung() == os::Rung::Signal) os::FaultSignal::remove();
   notifier.stop();
   faults.stop();
+  forks.stop();
   context.accesses.stop();
   context.workers.stop();
   context.staging.close();
@@ -178,13 +185,15 @@ void Runtime::before_fork() {
   // The whole wait happens on a worker: this thread's stack may be on a device itself.
   (void)context.workers.call([this]() -> Status {
     context.fork_gate.close();
-    return engine::bring_home(context, kMaxDevices, UHMM_CAUSE_FORK);
+    return forks.prepare();
   });
 }
 
 void Runtime::after_fork_in_parent() {
-  // The devices are told by a worker: this thread's stack may be on one.
+  // Not on a worker: all of them may be waiting at the gate.
+  forks.finish_in_parent();
   if (!context.fork_gate.open()) return;
+  // The devices are told by a worker: this thread's stack may be on one.
   (void)context.workers.call([this]() -> Status {
     engine::retry_device_faults(context);
     return {};
@@ -192,6 +201,8 @@ void Runtime::after_fork_in_parent() {
 }
 
 void Runtime::after_fork_in_child() {
+  engine::inherit(forks);
+  forks.forget_in_child();
   os::FaultSignal::forget_threads();
   faults.forget_threads();
   context.workers.forget_threads();
@@ -251,6 +262,7 @@ uhmm_status uhmm_init(const uhmm_config* config) {
     if (!api::state.compare_exchange_strong(expected, State::Starting) &&
         !api::state.compare_exchange_strong(forked, State::Starting))
       return fail(UHMM_ERR_ALREADY, "the runtime is running, starting or stopping");
+    engine::finish_inheriting();
     Result<uhmm_config> resolved = api::resolve_config(config);
     Status status = resolved.status();
     if (status.ok()) {

@@ -6,6 +6,7 @@
 #include <memory_resource>
 
 #include "runtime/engine/device_table.hpp"
+#include "runtime/engine/fork_keeper.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/engine/reporter.hpp"
 #include "runtime/trace/notifier.hpp"
@@ -31,12 +32,14 @@ class Runtime {
 
   Status add_device(const uhmm_device_desc& desc, std::uint32_t* processor);
 
-  // Around fork(): everything home and nothing leaving; then on again, or over in the child.
+  // Around fork(): nothing leaves system memory, and what is away comes home or is written down for the child; then on
+  // again, or over in the child.
   void before_fork();
   void after_fork_in_parent();
   void after_fork_in_child();
 
   engine::Context context;
+  engine::ForkKeeper forks;
   engine::FaultService faults;
   engine::Streams streams;
   engine::DeviceTable devices;

@@ -127,6 +127,9 @@ class Device {
   // After death: marks the device lost, wakes every waiter, and says why (NUL-terminated). Idempotent.
   void handle_death(std::span<char> reason);
   bool lost() const;
+  // A file that holds the device's memory, its offsets the program's addresses, or -1: a forked child of the program
+  // can go on reading from a duplicate of the descriptor whatever becomes of the device.
+  int memory_file() const { return do_memory_file(); }
   // In a forked child of the program: forget the device without touching it. Async-signal-safe; afterwards only the
   // destructor and close() may be called, and they do nothing.
   void abandon_after_fork() { do_abandon_after_fork(); }
@@ -161,6 +164,7 @@ class Device {
   virtual int do_death_fd() const = 0;
   virtual void do_handle_death(std::span<char> reason) = 0;
   virtual bool do_lost() const = 0;
+  virtual int do_memory_file() const { return -1; }
   virtual void do_abandon_after_fork() = 0;
 
  private:

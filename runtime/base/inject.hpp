@@ -20,6 +20,9 @@ namespace uhmm::inject {
   X(CopyToManaged)          \
   X(DropManaged)            \
   X(Poison)                 \
+  X(SnapshotMake)           \
+  X(SnapshotKeep)           \
+  X(SnapshotTakeOver)       \
   X(Arm)                    \
   X(ArenaAlloc)             \
   X(DeviceReserve)          \

@@ -13,6 +13,7 @@
   X(Flush, 47, "a device's stale mappings are unmapped before work begins, by one thread at a time", "block locks") \
   X(Block, 50, "the masks of one 2 MiB block; at most one block lock is held at a time",                            \
     "copies and page-table calls")                                                                                  \
+  X(Snapshots, 55, "which forked children still want pages of this process", "copies")                              \
   X(Arm, 60, "whether a range is armed with userfaultfd", "one ioctl")                                              \
   X(Attach, 65, "which ranges a device can reach; detaching needs the address space exclusively",                   \
     "the device's answer")                                                                                          \

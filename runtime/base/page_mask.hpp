@@ -22,6 +22,8 @@ struct PageRun {
 
 class PageMask {
  public:
+  static constexpr std::uint32_t kWords = kPagesPerBlock / 64;
+
   constexpr PageMask() = default;
   static constexpr PageMask of(PageRun run) {
     PageMask mask;
@@ -94,9 +96,11 @@ class PageMask {
     for (PageRun run = next_run(0); run.count != 0; run = next_run(run.end())) visit(run);
   }
 
- private:
-  static constexpr std::uint32_t kWords = kPagesPerBlock / 64;
+  // As 64 pages a word, for sets that are kept elsewhere than in a PageMask.
+  constexpr std::uint64_t word(std::uint32_t index) const { return words_[index]; }
+  constexpr void set_word(std::uint32_t index, std::uint64_t pages) { words_[index] = pages; }
 
+ private:
   constexpr std::uint32_t next(std::uint32_t from, std::uint64_t invert) const {
     for (std::uint32_t word = from / 64; word < kWords; ++word) {
       std::uint64_t bits = words_[word] ^ invert;

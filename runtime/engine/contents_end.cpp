@@ -3,6 +3,7 @@
 #include "runtime/engine/block_scope.hpp"
 #include "runtime/engine/coherent.hpp"
 #include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/fork_keeper.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/lost_pages.hpp"
 #include "runtime/engine/migrator.hpp"
@@ -22,6 +23,7 @@ Status discard_some(Context& context, const Segment& segment, PageMask pages, bo
       if (!backed.ok()) return backed.status();
       pages -= *backed;
     }
+    keep(context, segment, pages);
     for (BlockDevice* part : block.devices)
       if (part != nullptr) UHMM_TRY(revoke(context, DeviceIndex{part->device}, *part, pages));
     note_other_copies(context, segment, pages, kMaxDevices, UHMM_CAUSE_DISCARD);
@@ -49,6 +51,7 @@ Status abandon(Context& context, const Segment& segment, PageMask pages) {
   Block& block = *segment.block;
   BlockScope scope(context, segment);
   pages &= PageMask::of(segment.run);
+  keep(context, segment, pages);
   for (BlockDevice* part : block.devices)
     if (part != nullptr) UHMM_TRY(revoke(context, DeviceIndex{part->device}, *part, pages));
   note_other_copies(context, segment, pages, kMaxDevices, UHMM_CAUSE_UNREGISTER);
@@ -77,6 +80,7 @@ std::uint64_t lose(Context& context, const Segment& segment, DeviceIndex index) 
     const PageMask mine = PageMask::of(segment.run);
     const PageMask held = part->resident & mine;
     const PageMask before = block.lost;
+    block.owed -= held;  // forked children read on in the file of the device that was
     note_freed(context, segment, index, held, UHMM_CAUSE_DEVICE_LOST);
     if (held.any()) block.commit(PageEvent::DeviceLost, held, index);
     forget_memory(context, index, *part, mine & (part->allocated | part->mapped));
@@ -96,6 +100,7 @@ void refuse(Context& context, const Segment& segment, PageMask pages) {
   Block& block = *segment.block;
   BlockScope scope(context, segment);
   pages &= PageMask::of(segment.run) & block.away();
+  keep(context, segment, pages);
   for (BlockDevice* part : block.devices) {
     if (part == nullptr) continue;
     const PageMask theirs = part->resident & pages;

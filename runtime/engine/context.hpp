@@ -74,6 +74,8 @@ struct Pool {
   std::atomic<bool> shut{false};        // being destroyed: no page comes there any more
 };
 
+class ForkKeeper;
+
 struct Context {
   uhmm_config config = UHMM_CONFIG_INIT;
   bool use_move = false;
@@ -87,6 +89,7 @@ struct Context {
   trace::EventRing events;
   trace::Counters totals;
   ForkGate fork_gate;
+  ForkKeeper* forks = nullptr;  // of the runtime that this is of
   WorkerPool workers;
   WorkerPool
       accesses;  // for device reads and writes, which may wait for what the program does next; begun by the first

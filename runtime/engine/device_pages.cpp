@@ -105,9 +105,10 @@ Status flush_stale(Context& context, DeviceIndex index) {
     if (device == nullptr) continue;
     const std::scoped_lock lock(part->block->mutex);
     const PageMask stale = part->mapped.minus(part->resident);
-    if (stale.none()) continue;
-    Status status;
-    unmap_now(*device, *part, stale, status);
+    // What forked children want as it is has entries that nobody has changed yet.
+    Status status = revoke_write(context, index, *part, part->resident & part->block->owed);
+    if (stale.none() && status.ok()) continue;
+    if (status.ok()) unmap_now(*device, *part, stale, status);
     if (!status.ok()) {
       slot.memory.push_stale(part);
       return status;

@@ -9,6 +9,7 @@
 #include "runtime/engine/coherent.hpp"
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/device_work.hpp"
+#include "runtime/engine/fork_keeper.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/permissions.hpp"
 #include "runtime/engine/pool_calls.hpp"
@@ -214,6 +215,9 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
       (range.backing == state::Backing::Shared ? features.shared_write_protect && features.continue_protected
                                                : features.write_protect);
 
+  // What forked children are owed: they keep it ahead of the device's writes, and before it goes elsewhere.
+  keep(context, segment, want == Want::Duplicate ? plan.peers : plan.peers | there);
+
   // Prepare and copy. Every failure leaves all pages with their old copy.
   PageMask populated;
   PageMask from_peers;
@@ -284,7 +288,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
 
   // The new mapping.
   const PageMask resident = pages & part->resident;
-  const PageMask writable = resident.minus(block.system) & allowed.writable;
+  const PageMask writable = resident.minus(block.system).minus(block.owed) & allowed.writable;
   map_resident(context, index, *part, writable, true);
   map_resident(context, index, *part, resident.minus(writable), false);
   if (want != Want::Exclusive)
@@ -363,6 +367,7 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
     out.skipped = (pages & block.lost).count();
     const PageMask shared = want == Want::Duplicate ? PageMask{} : pages & block.shared();
     const PageMask away = pages & block.away();
+    keep(context, segment, away);
     out.there = (pages.minus(block.lost).minus(away)).count();
     for (BlockDevice* part : block.devices) {
       if (part == nullptr) continue;

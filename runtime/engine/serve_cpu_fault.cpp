@@ -33,7 +33,7 @@ void serve_shared_read(Context& context, const Segment& segment, std::uint32_t p
 // memory that is being moved: later. Else the kernel watches more than it was asked to.
 void serve_unknown(Context& context, VirtAddr address) {
   if (context.staging.refuse_fault(context.uffd, address)) return;
-  if (context.uffd.all_moves_told() && context.moves_under_way.load() == 0) watch_no_more(context, address);
+  if (context.uffd.all_told() && context.moves_under_way.load() == 0) watch_no_more(context, address);
   context.uffd.wake(page_at(address));
 }
 

@@ -62,7 +62,7 @@ bool serve_signalled_fault(Context& context, const os::SignalledFault& fault) {
   constexpr timespec kMoment{0, 100'000};
   const Finding found = look(context, fault.address);
   if (found == Finding::Lost) return false;
-  if (found == Finding::Unknown && (context.moves_under_way.load() != 0 || !context.uffd.all_moves_told())) {
+  if (found == Finding::Unknown && (context.moves_under_way.load() != 0 || !context.uffd.all_told())) {
     (void)nanosleep(&kMoment, nullptr);  // being moved: whoever follows it brings the contents
     return true;
   }

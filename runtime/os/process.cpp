@@ -142,6 +142,8 @@ int above_stdio(int fd) {
   return moved;
 }
 
+int duplicate(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 3); }
+
 int open_own_pidfd() { return above_stdio(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0))); }
 
 bool process_ended(int pidfd, int timeout_ms) {

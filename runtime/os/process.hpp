@@ -72,6 +72,8 @@ void resume_at(void* ucontext, std::uint64_t instruction);
 // Gives the descriptor a number that no standard stream has: a program that has closed one may open another in its
 // place. -1 stays -1, errno too.
 int above_stdio(int fd);
+// Another number for the same file, close-on-exec and above stdio. -1 with errno.
+int duplicate(int fd);
 // A sparse shared memory file that nobody can resize: its offsets are addresses. -1 with errno. [0, 2] are never used.
 int make_memory_file(const char* name, std::uint64_t bytes);
 // Both ends close-on-exec, message oriented, above stdio; `ends[0]` receives the sender's identity. 0 or an errno.
@@ -84,6 +86,17 @@ struct Message {
   pid_t sender = -1;
   uid_t user = static_cast<uid_t>(-1);
 };
+// A descriptor that somebody writes to in order to be noticed: close-on-exec, above stdio, never blocks. -1 with errno.
+int make_bell();
+void ring(int bell);
+void silence(int bell);
+// Waits until something can be read from one of them, or it is hung up: `ready` says of which.
+struct Watched {
+  int fd = -1;  // -1: passed over
+  short wanted = 1;
+  short ready = 0;
+};
+void wait_for(std::span<Watched> watched);
 // Waits for a message; 0 or an errno (EPIPE: the other side is gone; ETIMEDOUT).
 int receive_message(int socket, void* bytes, std::size_t size, int timeout_ms, Message* out);
 // [child] Closes everything but `keep` and 1 and 2; 0 becomes /dev/null. `keep` holds numbers above 2.

@@ -2,6 +2,7 @@
 // The parts of process.hpp about sockets and raw memory calls.
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -53,6 +54,25 @@ int send_message(int socket, const void* bytes, std::size_t size, int fd) {
   for (;;) {
     if (sendmsg(socket, &message, MSG_NOSIGNAL) >= 0) return 0;
     if (errno != EINTR) return errno;
+  }
+}
+
+int make_bell() { return above_stdio(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)); }
+
+void ring(int bell) {
+  const std::uint64_t one = 1;
+  (void)!write(bell, &one, sizeof(one));
+}
+
+void silence(int bell) {
+  std::uint64_t count = 0;
+  (void)!read(bell, &count, sizeof(count));
+}
+
+void wait_for(std::span<Watched> watched) {
+  static_assert(sizeof(Watched) == sizeof(pollfd) && offsetof(Watched, ready) == offsetof(pollfd, revents));
+  static_assert(POLLIN == 1);
+  while (poll(reinterpret_cast<pollfd*>(watched.data()), watched.size(), -1) < 0 && errno == EINTR) {
   }
 }
 

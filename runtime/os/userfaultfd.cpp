@@ -2,8 +2,6 @@
 #include "runtime/os/userfaultfd.hpp"
 
 #include <fcntl.h>
-#include <linux/userfaultfd.h>
-#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -11,14 +9,7 @@
 #include <cerrno>
 #include <utility>
 
-// The installed header may be older than the running kernel: what it lacks is defined here, under our own names where
-// the layout matters, and tested at run time.
-#ifndef UFFD_USER_MODE_ONLY
-#define UFFD_USER_MODE_ONLY 1
-#endif
-#ifndef USERFAULTFD_IOC_NEW
-#define USERFAULTFD_IOC_NEW _IO(0xAA, 0x00)
-#endif
+#include "runtime/os/userfaultfd_abi.hpp"
 
 namespace uhmm::os {
 namespace {
@@ -33,23 +24,11 @@ constexpr std::uint64_t kFeatureWpUnpopulated = 1u << 13;
 constexpr std::uint64_t kFeaturePoison = 1u << 14;
 constexpr std::uint64_t kFeatureWpAsync = 1u << 15;  // never asked for; its presence dates the kernel (6.7)
 constexpr std::uint64_t kFeatureMove = 1u << 16;
+constexpr std::uint64_t kFeatureEventFork = 1u << 1;
 constexpr std::uint64_t kFeatureEventRemap = 1u << 2;
 constexpr std::uint64_t kWanted = kFeatureWriteProtect | kFeatureMissingShmem | kFeatureThreadId | kFeatureMinorShmem |
                                   kFeatureWpHugetlbfsShmem | kFeaturePoison | kFeatureMove;
 
-struct MoveArgs {
-  std::uint64_t dst, src, len, mode;
-  std::int64_t moved;
-};
-constexpr std::uint64_t kMoveDontWake = 1;
-struct PoisonArgs {
-  struct uffdio_range range;
-  std::uint64_t mode;
-  std::int64_t updated;
-};
-const unsigned long kMoveRequest = _IOWR(UFFDIO, 0x05, MoveArgs);
-const unsigned long kPoisonRequest = _IOWR(UFFDIO, 0x08, PoisonArgs);
-constexpr std::uint64_t kContinueWriteProtected = 2;
 constexpr int kReadEvery = 8;  // after so many calls that were told to try again
 
 // -1 with errno; *rung becomes the one that it was.
@@ -118,7 +97,9 @@ Userfaultfd::Userfaultfd(Userfaultfd&& other) noexcept
       features_(other.features_),
       rung_(other.rung_),
       moved_(other.moved_),
-      moved_context_(other.moved_context_) {}
+      moved_context_(other.moved_context_),
+      forked_(other.forked_),
+      forked_context_(other.forked_context_) {}
 
 Userfaultfd& Userfaultfd::operator=(Userfaultfd&& other) noexcept {
   if (this != &other) {
@@ -129,6 +110,8 @@ Userfaultfd& Userfaultfd::operator=(Userfaultfd&& other) noexcept {
     rung_ = other.rung_;
     moved_ = other.moved_;
     moved_context_ = other.moved_context_;
+    forked_ = other.forked_;
+    forked_context_ = other.forked_context_;
   }
   return *this;
 }
@@ -177,8 +160,14 @@ Result<Userfaultfd> Userfaultfd::open(Rung rung, unsigned wishes) {
   }
   if ((wishes & kFollowMoves) != 0) wanted |= kFeatureEventRemap;
   if ((wishes & kMarkAbsent) != 0) wanted |= kFeatureWpUnpopulated;
+  const bool asks_for_forks = (wishes & kFollowForks) != 0 && rung != Rung::Signal;
+  if (asks_for_forks) wanted |= kFeatureEventFork;
   std::uint64_t granted = 0;
   error = handshake(result.fd_, offered & wanted, &granted);
+  if (error == EPERM && asks_for_forks) {  // CAP_SYS_PTRACE is wanted for it; without, the same descriptor tries again
+    wanted &= ~kFeatureEventFork;
+    error = handshake(result.fd_, offered & wanted, &granted);
+  }
   if (error != 0) return fail_errno("UFFDIO_API", error);
 
   UffdFeatures& features = result.features_;
@@ -191,6 +180,7 @@ Result<Userfaultfd> Userfaultfd::open(Rung rung, unsigned wishes) {
   // The mode came with 6.4 and has no feature bit; the poison feature (6.6) is the next bit that proves it.
   features.continue_protected = (offered & (kFeaturePoison | kFeatureWpAsync)) != 0;
   features.marks_absent = (offered & wanted & kFeatureWpUnpopulated) != 0;
+  features.follows_forks = (offered & wanted & kFeatureEventFork) != 0;
   features.kernel_mode = rung != Rung::UserMode && rung != Rung::Signal;
   result.rung_ = rung;
   if (features.move) result.pagemap_ = ::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
@@ -371,14 +361,27 @@ void Userfaultfd::listen(void (*moved)(void* context, const UffdMove& move), voi
   moved_context_ = context;
 }
 
+void Userfaultfd::listen_to_forks(void (*forked)(void* context, int fd), void* context) {
+  forked_ = forked;
+  forked_context_ = context;
+}
+
 void Userfaultfd::tell(const void* raw) const {
   const auto& message = *static_cast<const struct uffd_msg*>(raw);
+  if (message.event == UFFD_EVENT_FORK) {
+    const int fd = static_cast<int>(message.arg.fork.ufd);
+    if (forked_ != nullptr)
+      forked_(forked_context_, fd);
+    else
+      ::close(fd);
+    return;
+  }
   if (message.event != UFFD_EVENT_REMAP || moved_ == nullptr) return;
   const auto& move = message.arg.remap;
   moved_(moved_context_, {VirtAddr{std::uint64_t{move.from}}, VirtAddr{std::uint64_t{move.to}}, move.len});
 }
 
-bool Userfaultfd::all_moves_told() const {
+bool Userfaultfd::all_told() const {
   // The kernel looks whether the map is changing before it looks at the (empty) range.
   struct uffdio_writeprotect nothing {};
   const bool changing = ioctl(fd_, UFFDIO_WRITEPROTECT, &nothing) != 0 && errno == EAGAIN;
@@ -388,7 +391,7 @@ bool Userfaultfd::all_moves_told() const {
 // The memory map may be changing until somebody reads of it, and all who would read may be waiting for that. Faults
 // come out first: who faulted sleeps until the news is read, or nothing is left to read, and then tries again.
 void Userfaultfd::read_on() const {
-  if (moved_ == nullptr) return;
+  if (moved_ == nullptr && forked_ == nullptr) return;
   const Reading reading(readers_);
   std::uint64_t asleep[64];
   std::size_t count = 0;

@@ -35,6 +35,9 @@ struct UffdMove {
 enum Wish : unsigned {
   kFollowMoves = 1,  // watched memory that the program moves stays watched, and somebody has to listen()
   kMarkAbsent = 2,   // write_protect() marks absent pages of private memory too: pagemap shows those as swapped (6.4)
+  // A child made by fork() finds watched memory watched, by a descriptor of its own that this process gets, and
+  // somebody has to listen_to_forks(). Where it is not allowed (CAP_SYS_PTRACE) the wish is forgotten.
+  kFollowForks = 4,
 };
 
 enum class Wake : bool { No, Yes };
@@ -55,6 +58,7 @@ struct UffdFeatures {
   bool kernel_mode = false;           // faults of system calls reach us; else user-mode only
   bool continue_protected = false;    // UFFDIO_CONTINUE maps write-protected, 6.4
   bool marks_absent = false;          // as wished, and the kernel can
+  bool follows_forks = false;         // as wished, and allowed
 };
 
 // Ways to get a userfaultfd, best first: by system call and by the device file it reports faults of system calls too.
@@ -111,13 +115,17 @@ class Userfaultfd {
   // under whatever locks the caller has, and must not wait. The program's thread goes on when it has been told; until
   // then the kernel answers EAGAIN to changes of pages.
   void listen(void (*moved)(void* context, const UffdMove& move), void* context);
-  // True: of every move that has happened so far, whoever listens has been told.
-  bool all_moves_told() const;
+  // The same for forks: `forked` owns the new process's descriptor, whose news and faults wait to be read. The thread
+  // that forks goes on when it has been told.
+  void listen_to_forks(void (*forked)(void* context, int fd), void* context);
+  // Reads on for those who listen. Faults that come out with it are taken again.
+  void read_on() const;
+  // True: of every move and fork that has happened so far, whoever listens has been told.
+  bool all_told() const;
 
  private:
   template <typename Step>
   Progress repeat(std::uint64_t bytes, Step&& step) const;
-  void read_on() const;
   void tell(const void* message) const;
 
   std::uint64_t moved_in_silence(VirtAddr to, VirtAddr from, std::uint64_t bytes) const;
@@ -128,6 +136,8 @@ class Userfaultfd {
   Rung rung_ = Rung::Any;
   void (*moved_)(void* context, const UffdMove& move) = nullptr;
   void* moved_context_ = nullptr;
+  void (*forked_)(void* context, int fd) = nullptr;
+  void* forked_context_ = nullptr;
   mutable std::atomic<std::uint32_t> readers_{0};  // between taking news from the kernel and telling it
 };
 

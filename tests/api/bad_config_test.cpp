@@ -80,7 +80,7 @@ TEST_F(BadConfig, StructSize) {
 constexpr const char* kNumbers[] = {"UHMM_SOFT_DEVICES",    "UHMM_DEVICE_MEMORY", "UHMM_DEVICE_WORKERS",
                                     "UHMM_SERVICE_THREADS", "UHMM_STAGING",       "UHMM_FAULT_AROUND",
                                     "UHMM_LINK_LATENCY_NS", "UHMM_LINK_BANDWIDTH"};
-constexpr const char* kWords[] = {"UHMM_NO_MOVE",   "UHMM_NO_REPORT", "UHMM_DEVICE_ENTRIES",
+constexpr const char* kWords[] = {"UHMM_NO_MOVE",   "UHMM_NO_REPORT", "UHMM_DEVICE_ENTRIES", "UHMM_FORK_HOME",
                                   "UHMM_SOFT_KIND", "UHMM_LOG",       "UHMM_FAULTS"};
 
 TEST_F(BadConfig, EveryVariableTriedIsNamedInTheHeader) {

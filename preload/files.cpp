@@ -3,13 +3,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+
 #include "preload/dmirror/dmirror.hpp"
+#include "preload/kernel_access.hpp"
 #include "preload/managed.hpp"
+#include "preload/next.hpp"
 #include "preload/real.hpp"
 
-#define UHMM_INTERPOSE extern "C" __attribute__((visibility("default")))
+using namespace uhmm::preload;
 
 namespace {
 
@@ -24,10 +29,10 @@ namespace {
   }
 
 int open_at(int folder, const char* path, int flags, mode_t mode) {
-  using namespace uhmm::preload;
   if (called_by_program())
     if (const std::optional<int> opened = dmirror::open(path, flags)) return *opened;
-  return real::openat(folder, path, flags, mode);
+  return retried(
+      -1, [&] { return real::openat(folder, path, flags, mode); }, [&] { return make_ready({text(path)}); });
 }
 
 }  // namespace
@@ -54,19 +59,18 @@ UHMM_INTERPOSE int __open64_2(const char* path, int flags) { return open_at(AT_F
 UHMM_INTERPOSE int __openat_2(int folder, const char* path, int flags) { return open_at(folder, path, flags, 0); }
 UHMM_INTERPOSE int __openat64_2(int folder, const char* path, int flags) { return open_at(folder, path, flags, 0); }
 
-UHMM_INTERPOSE int close(int fd) {
-  using namespace uhmm::preload;
-  return called_by_program() ? dmirror::close(fd) : real::close(fd);
-}
+UHMM_INTERPOSE int close(int fd) { return called_by_program() ? dmirror::close(fd) : real::close(fd); }
 
 UHMM_INTERPOSE int ioctl(int fd, unsigned long request, ...) {
-  using namespace uhmm::preload;
   va_list arguments;
   va_start(arguments, request);
   void* argument = va_arg(arguments, void*);
   va_end(arguments);
   if (called_by_program())
     if (const std::optional<int> done = dmirror::control(fd, request, argument)) return *done;
-  return real::ioctl(fd, request, argument);
+  // Its size is often in the number; what it points to is beyond us.
+  return retried(
+      -1, [&] { return real::ioctl(fd, request, argument); },
+      [&] { return make_ready({out(argument, std::max<std::size_t>(_IOC_SIZE(request), 256))}); });
 }
 // NOLINTEND(cert-dcl50-cpp)

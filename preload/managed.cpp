@@ -4,6 +4,7 @@
 #include <atomic>
 #include <mutex>
 
+#include "preload/alternate_stack.hpp"
 #include "runtime/engine/worker_pool.hpp"
 #include "runtime/os/process.hpp"
 #include "uhmm/uhmm.h"
@@ -38,8 +39,19 @@ void add(ByteRange pages) {
   all.ranges.emplace(begin, end);
 }
 
+bool register_pages(ByteRange pages);
+
+// True: all of it.
+bool register_halves(ByteRange pages) {
+  if (pages.pages() == 1) return false;
+  const VirtAddr middle = pages.begin + pages.pages() / 2 * kPageBytes;
+  const bool lower = register_pages({pages.begin, middle});
+  return register_pages({middle, pages.end}) && lower;
+}
+
 // Parts of it may be registered already, by the program itself.
 bool register_pages(ByteRange pages) {
+  if (is_alternate_stack(pages)) return register_halves(pages);
   const std::uint64_t before = map_generation();
   const uhmm_status status = uhmm_register(pages.begin.pointer(), pages.bytes());
   if (status == UHMM_OK) {
@@ -56,10 +68,7 @@ bool register_pages(ByteRange pages) {
     add(pages);
     return true;
   }
-  if (pages.pages() == 1) return false;
-  const VirtAddr middle = pages.begin + pages.pages() / 2 * kPageBytes;
-  const bool lower = register_pages({pages.begin, middle});
-  return register_pages({middle, pages.end}) && lower;
+  return register_halves(pages);
 }
 
 }  // namespace
@@ -106,8 +115,14 @@ void unmanage(ByteRange pages) {
 }
 
 void unmanage_all() { table().ranges.clear(); }
-void lock_managed_for_fork() { table().mutex.lock(); }
-void unlock_managed_after_fork() { table().mutex.unlock(); }
+void lock_managed_for_fork() {
+  table().mutex.lock();
+  lock_stacks_for_fork();
+}
+void unlock_managed_after_fork() {
+  unlock_stacks_after_fork();
+  table().mutex.unlock();
+}
 
 std::uint64_t map_generation() { return generation.load(std::memory_order_acquire); }
 void map_changes() { generation.fetch_add(1, std::memory_order_acq_rel); }

@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "preload/real.hpp"
 #include "runtime/base/arena.hpp"
 
 namespace uhmm::preload {
@@ -47,6 +48,26 @@ auto without_exceptions(Body&& body, decltype(body()) failed) {
     return failed;
   }
 }
+
+// A buffer of whole pages. It takes no lock, so a thread may make one whatever its own stack is doing.
+class Buffer {
+ public:
+  explicit Buffer(std::size_t bytes) : bytes_(bytes) {
+    void* memory =
+        real::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory != MAP_FAILED) data_ = static_cast<std::byte*>(memory);
+  }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  ~Buffer() {
+    if (data_ != nullptr) (void)real::munmap(data_, bytes_);
+  }
+  std::byte* data() const { return data_; }  // nullptr: no memory
+
+ private:
+  std::size_t bytes_;
+  std::byte* data_ = nullptr;
+};
 
 // An object that is used until the process has ended.
 template <typename T>

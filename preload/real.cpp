@@ -28,6 +28,8 @@ __attribute__((constructor)) static void resolve() {
   (void)mremap(nullptr, 0, 0, 0, nullptr);
   (void)mprotect(nullptr, 0, 0);
   (void)madvise(nullptr, 0, 0);
+  (void)process_vm_readv(0, nullptr, 0, nullptr, 0);
+  (void)process_vm_writev(0, nullptr, 0, nullptr, 0);
 }
 
 int openat(int folder, const char* path, int flags, mode_t mode) {
@@ -68,6 +70,19 @@ int mprotect(void* address, std::size_t length, int protection) {
 int madvise(void* address, std::size_t length, int advice) {
   static auto* const next = find<int(void*, std::size_t, int)>("madvise");
   return next(address, length, advice);
+}
+
+using Copy = ssize_t(pid_t, const iovec*, unsigned long, const iovec*, unsigned long, unsigned long);
+
+ssize_t process_vm_readv(pid_t process, const iovec* to, unsigned long count, const iovec* from, unsigned long others) {
+  static auto* const next = find<Copy>("process_vm_readv");
+  return next(process, to, count, from, others, 0);
+}
+
+ssize_t process_vm_writev(pid_t process, const iovec* from, unsigned long count, const iovec* to,
+                          unsigned long others) {
+  static auto* const next = find<Copy>("process_vm_writev");
+  return next(process, from, count, to, others, 0);
 }
 
 }  // namespace uhmm::preload::real

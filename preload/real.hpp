@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 #include <cstddef>
 
@@ -18,5 +19,7 @@ int munmap(void* address, std::size_t length);
 void* mremap(void* address, std::size_t length, std::size_t new_length, int flags, void* new_address);
 int mprotect(void* address, std::size_t length, int protection);
 int madvise(void* address, std::size_t length, int advice);
+ssize_t process_vm_readv(pid_t process, const iovec* to, unsigned long count, const iovec* from, unsigned long others);
+ssize_t process_vm_writev(pid_t process, const iovec* from, unsigned long count, const iovec* to, unsigned long others);
 
 }  // namespace uhmm::preload::real

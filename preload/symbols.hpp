@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C library's functions that the preloaded library answers in its place: the one list. preload.map and the test of
-// the library's dynamic symbols are checked against it.
+// The C library's functions that the preloaded library answers in its place: the one list, with kernel_calls.hpp, which
+// has those that are all alike. preload.map and the library's dynamic symbols are checked against them.
 #pragma once
 
 #define UHMM_INTERPOSED_LIST(X) \
@@ -19,4 +19,54 @@
   X(munmap)                     \
   X(mremap)                     \
   X(mprotect)                   \
-  X(madvise)
+  X(madvise)                    \
+  X(read)                       \
+  X(__read_chk)                 \
+  X(pread)                      \
+  X(pread64)                    \
+  X(__pread_chk)                \
+  X(__pread64_chk)              \
+  X(write)                      \
+  X(pwrite)                     \
+  X(pwrite64)                   \
+  X(readv)                      \
+  X(preadv)                     \
+  X(preadv64)                   \
+  X(preadv2)                    \
+  X(preadv64v2)                 \
+  X(writev)                     \
+  X(pwritev)                    \
+  X(pwritev64)                  \
+  X(pwritev2)                   \
+  X(pwritev64v2)                \
+  X(send)                       \
+  X(sendto)                     \
+  X(recv)                       \
+  X(__recv_chk)                 \
+  X(recvfrom)                   \
+  X(__recvfrom_chk)             \
+  X(recvmsg)                    \
+  X(recvmmsg)                   \
+  X(getrandom)                  \
+  X(fread)                      \
+  X(__fread_chk)                \
+  X(fwrite)                     \
+  X(accept)                     \
+  X(accept4)                    \
+  X(wait4)                      \
+  X(waitid)                     \
+  X(waitpid)                    \
+  X(sigtimedwait)               \
+  X(getsockopt)                 \
+  X(nanosleep)                  \
+  X(clock_nanosleep)            \
+  X(sigprocmask)                \
+  X(pthread_sigmask)            \
+  X(timerfd_settime)            \
+  X(sigaltstack)                \
+  X(posix_spawn)                \
+  X(posix_spawnp)               \
+  X(syscall)                    \
+  X(wait)                       \
+  X(wait3)                      \
+  X(sigwaitinfo)

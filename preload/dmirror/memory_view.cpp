@@ -1,13 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "preload/dmirror/memory_view.hpp"
 
-#include <errno.h>
-#include <sys/mman.h>
-#include <sys/uio.h>
-#include <unistd.h>
-
 #include "preload/managed.hpp"
-#include "preload/real.hpp"
 
 namespace uhmm::preload::dmirror {
 namespace {
@@ -67,29 +61,6 @@ Vector<uhmm_page_info> states_of(ByteRange pages) {
   Vector<uhmm_page_info> states(pages.pages());
   if (!pages.empty()) read_states(pages, states.data());
   return states;
-}
-
-int copy_from_program(void* to, std::uint64_t from, std::size_t bytes) {
-  const iovec local{to, bytes};
-  const iovec remote{reinterpret_cast<void*>(from), bytes};
-  const ssize_t copied = process_vm_readv(getpid(), &local, 1, &remote, 1, 0);
-  return copied == static_cast<ssize_t>(bytes) ? 0 : EFAULT;
-}
-
-int copy_to_program(std::uint64_t to, const void* from, std::size_t bytes) {
-  const iovec local{const_cast<void*>(from), bytes};
-  const iovec remote{reinterpret_cast<void*>(to), bytes};
-  const ssize_t copied = process_vm_writev(getpid(), &local, 1, &remote, 1, 0);
-  return copied == static_cast<ssize_t>(bytes) ? 0 : EFAULT;
-}
-
-Buffer::Buffer(std::size_t bytes) : bytes_(bytes) {
-  void* memory = real::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory != MAP_FAILED) data_ = static_cast<std::byte*>(memory);
-}
-
-Buffer::~Buffer() {
-  if (data_ != nullptr) (void)real::munmap(data_, bytes_);
 }
 
 }  // namespace uhmm::preload::dmirror

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "preload/kernel_access.hpp"
 #include "preload/own_memory.hpp"
 #include "runtime/os/memory.hpp"
 #include "uhmm/uhmm.h"
@@ -31,23 +32,5 @@ Vector<Piece> pieces_of(ByteRange pages, bool manage);
 
 // What the runtime knows of a managed piece's pages. Pages that ended meanwhile count as untouched.
 Vector<uhmm_page_info> states_of(ByteRange pages);
-
-// Copy within this process; an address that can't be accessed is an error, not a crash: 0 or an errno.
-int copy_from_program(void* to, std::uint64_t from, std::size_t bytes);
-int copy_to_program(std::uint64_t to, const void* from, std::size_t bytes);
-
-// A buffer that is no memory of the program's heap.
-class Buffer {
- public:
-  explicit Buffer(std::size_t bytes);
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  ~Buffer();
-  std::byte* data() const { return data_; }  // nullptr: no memory
-
- private:
-  std::size_t bytes_;
-  std::byte* data_ = nullptr;
-};
 
 }  // namespace uhmm::preload::dmirror

@@ -31,11 +31,19 @@ constexpr unsigned long kGetFast = _IOWR('g', 1, Request), kPinFast = _IOWR('g',
 constexpr std::uint32_t kLongTerm = 0x10000;  // FOLL_LONGTERM
 
 int take(ByteRange pages, bool long_term, os::PinTimes* times) {
-  if (!long_term) return os::reference_pages(pages, times);
   // Memory of a device can't be pinned for long: it comes home first.
-  for (const ByteRange& part : managed_parts(pages))
+  for (const ByteRange& part : managed_parts(long_term ? pages : ByteRange{}))
     (void)uhmm_migrate(part.begin.pointer(), part.bytes(), UHMM_CPU, nullptr);
-  return os::pin_pages(pages, times);
+  int error = 0;
+  (void)retried(
+      -1,
+      [&] {
+        error = long_term ? os::pin_pages(pages, times) : os::reference_pages(pages, times);
+        errno = error;
+        return error == 0 ? 0 : -1;
+      },
+      [&] { return make_ready({out(pages.begin.pointer(), pages.bytes())}); });
+  return error;
 }
 
 int run(unsigned long request_number, Request& request) {

@@ -12,6 +12,7 @@
 #include "runtime/base/arena.hpp"
 #include "runtime/base/epoch.hpp"
 #include "runtime/engine/fork_heir.hpp"
+#include "runtime/engine/kernel_access.hpp"
 #include "runtime/engine/range_end.hpp"
 #include "runtime/engine/signal_faults.hpp"
 #include "runtime/os/process.hpp"
@@ -27,6 +28,7 @@ Runtime* runtime = nullptr;
 // Forks between their two handlers: the runtime doesn't end meanwhile.
 std::atomic<std::uint32_t> forks{0};
 thread_local bool gate_closed = false;
+std::atomic<std::uint32_t> visits{0};  // the runtime doesn't end meanwhile, either
 
 void prepare_fork() {
   if (os::spawning_in_this_thread()) return;
@@ -47,10 +49,12 @@ void child_after_fork() {
   if (os::spawning_in_this_thread()) return;
   Arena::instance().unlock_after_fork();
   forks.store(0);
+  visits.store(0);
   if (gate_closed) runtime->after_fork_in_child();
   if (state.load() == State::Off) return;
   // The parent's runtime is left where it is: its locks may be held by threads that are not here.
   runtime = nullptr;
+  engine::kernel_faults_unserved.store(false);
   runtime_epoch.fetch_add(1);
   log::forget_after_fork();
   os::forget_thread_id();
@@ -101,9 +105,10 @@ Status Runtime::start(const uhmm_config& config) {
                                        "SIGBUS"};
   log::write(log::Level::Info, "CPU faults come by %s", kRungText[context.config.fault_rung]);
   if (!context.uffd.features().kernel_mode)
-    log::write(log::Level::Warning,
-               "only user-mode faults are served here: system calls on device-resident buffers fail with EFAULT (give "
-               "access to /dev/userfaultfd or set vm.unprivileged_userfaultfd=1)");
+    log::write(
+        log::Level::Warning,
+        "only user-mode faults are served here: system calls on device-resident buffers fail with EFAULT, unless the "
+        "program is run by `uhmm run` (give access to /dev/userfaultfd or set vm.unprivileged_userfaultfd=1)");
   if (context.uffd.rung() == os::Rung::Signal) {
     const auto serve = [](void* its, const os::SignalledFault& fault) {
       return engine::serve_signalled_fault(*static_cast<engine::Context*>(its), fault);
@@ -231,6 +236,13 @@ Runtime* running(uhmm_status* why) {
   return nullptr;
 }
 
+Visit::Visit() {
+  visits.fetch_add(1);
+  if (state.load() == State::On && !os::in_device_process()) runtime_ = api::runtime;
+}
+
+Visit::~Visit() { visits.fetch_sub(1); }
+
 Status check_range(const void* address, std::size_t length, ByteRange* out) {
   const VirtAddr begin{address};
   if (address == nullptr || length == 0)
@@ -279,6 +291,7 @@ uhmm_status uhmm_init(const uhmm_config* config) {
           status = made->start(*resolved);
           if (status.ok()) {
             api::runtime = made;
+            engine::kernel_faults_unserved.store(!made->context.uffd.features().kernel_mode);
           } else {
             char detail[kDetailBytes];
             save_detail(detail);
@@ -302,7 +315,8 @@ uhmm_status uhmm_shutdown(void) {
     State expected = State::On;
     if (!api::state.compare_exchange_strong(expected, State::Stopping))
       return fail(UHMM_ERR_NOT_INITIALIZED, "another thread is shutting the runtime down");
-    while (api::forks.load() != 0) std::this_thread::yield();
+    while (api::forks.load() != 0 || api::visits.load() != 0) std::this_thread::yield();
+    engine::kernel_faults_unserved.store(false);
     runtime_epoch.fetch_add(1);
     const Status status = api::runtime->stop();
     destroy_in_arena(api::runtime);

@@ -55,6 +55,20 @@ class Runtime {
 // The runtime, or nullptr with the thread's detail set and *why filled.
 Runtime* running(uhmm_status* why);
 
+// For callers that the program did not ask for a call, and that may meet its shutdown: the runtime stays as long as
+// this is there. nullptr: none is running, which says nothing in the thread's detail.
+class Visit {
+ public:
+  Visit();
+  Visit(const Visit&) = delete;
+  Visit& operator=(const Visit&) = delete;
+  ~Visit();
+  Runtime* runtime() const { return runtime_; }
+
+ private:
+  Runtime* runtime_ = nullptr;
+};
+
 // Every public call begins with one: refuses calls in the wrong state.
 #define UHMM_RUNTIME(name)                                               \
   uhmm_status name##_why_ = UHMM_OK;                                     \

@@ -23,6 +23,15 @@ class KeptDetail {
   char text_[kDetailBytes];
 };
 
+thread_local bool serving = false;
+class Serving {
+ public:
+  Serving() { serving = true; }
+  Serving(const Serving&) = delete;
+  Serving& operator=(const Serving&) = delete;
+  ~Serving() { serving = false; }
+};
+
 enum class Finding : std::uint8_t {
   Away,     // there is something to do
   Home,     // somebody has done it, or the kernel has another reason
@@ -55,10 +64,13 @@ bool is_hopeless(VirtAddr address) {
 
 }  // namespace
 
+bool serving_signalled_fault() { return serving; }
+
 bool serve_signalled_fault(Context& context, const os::SignalledFault& fault) {
   // The runtime's own threads touch no managed memory: that is something else, and they may hold the locks needed here.
   if (WorkerPool::on_runtime_thread()) return false;
   const KeptDetail detail;
+  const Serving here;
   constexpr timespec kMoment{0, 100'000};
   const Finding found = look(context, fault.address);
   if (found == Finding::Lost) return false;

@@ -13,6 +13,7 @@ namespace {
 
 constexpr std::uint64_t kPresent = std::uint64_t{1} << 63;
 constexpr std::uint64_t kFile = std::uint64_t{1} << 61;
+constexpr std::uint64_t kWriteProtected = std::uint64_t{1} << 57;  // by userfaultfd
 constexpr std::uint64_t kExclusive = std::uint64_t{1} << 56;
 
 // PAGEMAP_SCAN (6.7), which the installed header may not know.
@@ -98,6 +99,22 @@ Status page_details(VirtAddr first, std::span<PageDetails> out) {
   }
   scan(pagemap.fd, first, out);
   return {};
+}
+
+KernelFaults kernel_faults(ByteRange pages, bool write) {
+  KernelFaults faults;
+  std::array<std::uint64_t, kPagesPerBlock> entries{};
+  const Descriptor pagemap(open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  const std::uint32_t first = pages.begin.page_in_block();
+  const auto offset = static_cast<off_t>((pages.begin.value >> kPageShift) * sizeof(entries[0]));
+  if (pagemap.fd >= 0) (void)!pread(pagemap.fd, entries.data(), pages.pages() * sizeof(entries[0]), offset);
+  for (std::uint32_t i = 0; i < pages.pages(); ++i) {
+    if ((entries[i] & kPresent) == 0)
+      faults.absent.set(first + i);
+    else if (write && (entries[i] & kWriteProtected) != 0)
+      faults.write_protected.set(first + i);
+  }
+  return faults;
 }
 
 }  // namespace uhmm::os

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 
+#include "runtime/base/page_mask.hpp"
 #include "runtime/base/status.hpp"
 #include "runtime/base/types.hpp"
 
@@ -23,5 +24,13 @@ bool maps_huge(int pagemap, VirtAddr page);
 
 // Fills in `out`, one page after the other from `first` on. Errors: SYSTEM.
 Status page_details(VirtAddr first, std::span<PageDetails> out);
+
+// Which pages of one block a system call would fault on, if userfaultfd watches them.
+struct KernelFaults {
+  PageMask absent;
+  PageMask write_protected;  // asked for only with `write`
+};
+// What can't be told counts as absent.
+KernelFaults kernel_faults(ByteRange pages, bool write);
 
 }  // namespace uhmm::os

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What the preloaded library shows to other libraries: the calls of uhmm.h and the functions of preload/symbols.hpp, which
+"""What the preloaded library shows to other libraries: the calls of uhmm.h and the functions of preload/symbols.hpp and kernel_calls.hpp, which
 preload.map lists once more for the linker; nothing else, nothing less."""
 import os
 import pathlib
@@ -13,12 +13,13 @@ LIBRARY = pathlib.Path(os.environ["UHMM_BUILD_DIR"]) / "preload" / "libuhmm_prel
 
 
 def main():
-    listed = set(re.findall(r"^  X\((\w+)\)", (SOURCE / "preload/symbols.hpp").read_text(), flags=re.M))
+    lists = [(SOURCE / "preload" / name).read_text() for name in ("symbols.hpp", "kernel_calls.hpp")]
+    listed = {name for text in lists for name in re.findall(r"^  X\((\w+)[,)]", text, flags=re.M)}
     calls = set(re.findall(r"^    (uhmm_\w+);", (SOURCE / "runtime/api/uhmm.map").read_text(), flags=re.M))
     mapped = set(re.findall(r"^    (\w+);", (SOURCE / "preload/preload.map").read_text(), flags=re.M))
     lines = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
     shown = {line.split()[-1].split("@")[0] for line in lines.splitlines()}
-    problems = [f"{name} is in one of symbols.hpp and preload.map only" for name in sorted(listed ^ mapped)]
+    problems = [f"{name} is in one of the lists and preload.map only" for name in sorted(listed ^ mapped)]
     problems += [f"{name} is not shown" for name in sorted((listed | calls) - shown)]
     problems += [f"{name} is shown" for name in sorted(shown - listed - calls)]
     print("\n".join(problems) or f"{len(shown)} symbols, 0 problems")

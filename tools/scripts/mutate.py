@@ -29,9 +29,12 @@ def copy_tree():
 
 
 def command_of(entry):
-    if entry["test"] == "memory_calls":
-        return ([BUILD / "tools/uhmm", "run", "--dmirror", "--", BUILD / "tests/uhmm_memory_calls", entry["filter"]],
-                ["uhmm_command", "uhmm_preload", "uhmm_memory_calls"])
+    if entry["test"] in ("memory_calls", "system_calls"):
+        # The second is told the rung to run on.
+        rung = [f"UHMM_FAULTS={entry['filter']}"] if entry["test"] == "system_calls" else []
+        name = f"uhmm_{entry['test']}"
+        return (["env", *rung, BUILD / "tools/uhmm", "run", "--dmirror", "--", BUILD / "tests" / name, entry["filter"]],
+                ["uhmm_command", "uhmm_preload", name])
     program = f"uhmm_{entry['test']}_tests"
     return [BUILD / "tests" / program, f"--gtest_filter={entry['filter']}"], [program]
 

@@ -95,6 +95,42 @@ bool valid(const Command& command) {
          command.addr < command.addr + (command.npages << kPageShift);
 }
 
+// As much of a command as its data has room for at once. 0 or an errno.
+int run_part(int fd, const Open& open, Number number, Command& part) {
+  const std::size_t in = bytes_in(number, part);
+  const std::size_t out = bytes_out(number, part);
+  const Buffer data(std::max<std::size_t>({in, out, 1}));
+  if (data.data() == nullptr) return ENOMEM;
+  int error = in != 0 ? copy_from_program(data.data(), part.ptr, in) : 0;
+  if (error != 0) return error;
+  error =
+      open.mirror != nullptr ? open.mirror->run(number, part, data.data()) : ask_opener(fd, number, part, data.data());
+  if (error == 0 && out != 0) error = copy_to_program(part.ptr, data.data(), out);
+  return error;
+}
+
+// Piece by piece, so that a count that nobody has the memory for ends at the first page that is not there.
+int run_all(int fd, const Open& open, Number number, Command& command) {
+  const std::uint64_t step = kMostPagesAtOnce;
+  if (!goes_by_pages(number) || command.npages <= step) return run_part(fd, open, number, command);
+  Command one = command;
+  one.npages = 1;
+  const std::uint64_t data_bytes = std::max(bytes_in(number, one), bytes_out(number, one));
+  Command sum = command;
+  sum.cpages = sum.faults = 0;
+  for (std::uint64_t done = 0; done < command.npages; done += step) {
+    Command part = command;
+    part.addr += done << kPageShift;
+    part.ptr += done * data_bytes;
+    part.npages = std::min(step, command.npages - done);
+    if (const int error = run_part(fd, open, number, part); error != 0) return error;
+    sum.cpages += part.cpages;
+    sum.faults += part.faults;
+  }
+  command = sum;
+  return 0;
+}
+
 int run(int fd, const Open& open, unsigned long request, void* argument) {
   Command command{};
   const auto address = reinterpret_cast<std::uint64_t>(argument);
@@ -103,17 +139,8 @@ int run(int fd, const Open& open, unsigned long request, void* argument) {
   const unsigned long number_bits = request - kFirstRequest;
   if (number_bits >= static_cast<unsigned long>(Number::kCount)) return EINVAL;
   const auto number = static_cast<Number>(number_bits);
-  const std::size_t in = bytes_in(number, command);
-  const std::size_t out = bytes_out(number, command);
-  const Buffer data(std::max<std::size_t>({in, out, 1}));
-  if (data.data() == nullptr) return ENOMEM;
-  int error = in != 0 ? copy_from_program(data.data(), command.ptr, in) : 0;
-  if (error != 0) return error;
-  error = open.mirror != nullptr ? open.mirror->run(number, command, data.data())
-                                 : ask_opener(fd, number, command, data.data());
-  if (error == 0 && out != 0) error = copy_to_program(command.ptr, data.data(), out);
-  if (error == 0) error = copy_to_program(address, &command, sizeof(command));
-  return error;
+  if (const int error = run_all(fd, open, number, command); error != 0) return error;
+  return copy_to_program(address, &command, sizeof(command));
 }
 
 // A device's memory for its own descriptor: pages that are there, that the CPU may read, and that never move.

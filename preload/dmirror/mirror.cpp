@@ -69,6 +69,16 @@ std::size_t bytes_out(Number number, const Command& command) {
   }
 }
 
+bool goes_by_pages(Number number) {
+  switch (number) {
+    case Number::CheckExclusive:
+    case Number::Release:
+    case Number::Flags:
+    case Number::kCount: return false;
+    default: return true;
+  }
+}
+
 int Mirror::run(Number number, Command& command, std::byte* data) {
   command.cpages = 0;
   command.faults = 0;
@@ -219,9 +229,11 @@ int Mirror::set_flags(const Command& command) {
 }
 
 int Mirror::check_exclusive(const Command& command) {
-  for (const ByteRange& part : managed_parts(command.pages()))
-    for (const uhmm_page_info& page : states_of(part))
-      if (page.state == UHMM_PAGE_EXCLUSIVE && is_here(page)) return EPERM;
+  for (const ByteRange& part : managed_parts(command.pages())) {
+    for (VirtAddr at = part.begin; at < part.end; at = at.block_floor() + kBlockBytes)
+      for (const uhmm_page_info& page : states_of(part.intersect({at, at.block_floor() + kBlockBytes})))
+        if (page.state == UHMM_PAGE_EXCLUSIVE && is_here(page)) return EPERM;
+  }
   return 0;
 }
 

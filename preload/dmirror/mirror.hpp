@@ -40,6 +40,10 @@ enum class Number : std::uint32_t {
 std::size_t bytes_in(Number number, const Command& command);
 std::size_t bytes_out(Number number, const Command& command);
 
+// Does it work on the command's pages one after the other? Then at most so many at a time: the data is 64 MiB.
+bool goes_by_pages(Number number);
+inline constexpr std::uint64_t kMostPagesAtOnce = std::uint64_t{1} << 14;
+
 class Mirror {
  public:
   explicit Mirror(uhmm_processor device, bool coherent) : device_(device), coherent_(coherent) {}

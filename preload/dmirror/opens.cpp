@@ -100,8 +100,9 @@ void answer(Mirror& mirror, Request& request, const int fds[2]) {
       std::max(bytes_in(request.number, request.command), bytes_out(request.number, request.command));
   struct stat file {};
   // Another process may send anything.
-  if (request.number < Number::kCount && needed <= request.data_bytes && fstat(fds[0], &file) == 0 &&
-      static_cast<std::uint64_t>(file.st_size) >= request.data_bytes) {
+  if (request.number < Number::kCount &&
+      (!goes_by_pages(request.number) || request.command.npages <= kMostPagesAtOnce) && needed <= request.data_bytes &&
+      fstat(fds[0], &file) == 0 && static_cast<std::uint64_t>(file.st_size) >= request.data_bytes) {
     void* data = real::mmap(nullptr, std::max<std::size_t>(request.data_bytes, 1), PROT_READ | PROT_WRITE, MAP_SHARED,
                             fds[0], 0);
     reply.error = ENOMEM;

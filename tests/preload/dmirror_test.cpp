@@ -3,8 +3,10 @@
 #include "preload/dmirror/dmirror.hpp"
 
 #include <fcntl.h>
+#include <sys/auxv.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -145,6 +147,111 @@ TEST_F(Dmirror, MemoryThatIsNotThere) {
   EXPECT_NE(run(fd, kRead, memory_, std::size_t{1} << 34), 0);
   forget(area, 8 * kPage);
   munmap(area, 8 * kPage);
+}
+
+// More pages than anybody has memory for: every command ends where the memory does, and takes no more of its own.
+TEST_F(Dmirror, HugeCounts) {
+  const int fd = open(0);
+  void* const place = reinterpret_cast<void*>(0x7e91'0000'0000);
+  auto* const area = static_cast<std::byte*>(
+      mmap(place, 4 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+  ASSERT_EQ(area, place);
+  fill(area, 4 * kPage, 1);
+  // What is delivered ends at a page that is not there.
+  std::byte* const data = map(64 * kPage);
+  ASSERT_EQ(mprotect(data + 63 * kPage, kPage, PROT_NONE), 0);
+  struct Expected {
+    unsigned number;
+    int error;
+  };
+  for (const Expected& one : {Expected{kRead, EFAULT}, Expected{kWrite, EFAULT}, Expected{kToDevice, EINVAL},
+                              Expected{kToSystem, EINVAL}, Expected{kSnapshot, EFAULT}, Expected{kExclusive, EBUSY},
+                              Expected{kCheckExclusive, 0}, Expected{kRelease, 0}}) {
+    for (const int bits : {30, 34, 50}) {
+      SCOPED_TRACE(std::to_string(one.number) + ", 2^" + std::to_string(bits));
+      Command command{reinterpret_cast<std::uint64_t>(area), reinterpret_cast<std::uint64_t>(data),
+                      std::uint64_t{1} << bits, 0, 0};
+      EXPECT_EQ(control(fd, one.number, command), one.error);
+    }
+  }
+  rusage usage{};
+  ASSERT_EQ(getrusage(RUSAGE_SELF, &usage), 0);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+  EXPECT_LT(usage.ru_maxrss, 512 << 10) << "KiB; a byte for each of 2^30 pages would be twice that";
+#endif
+  EXPECT_EQ(first_wrong(area, 4 * kPage, 1), 4 * kPage);
+  forget(area, 4 * kPage);
+  munmap(area, 4 * kPage);
+  munmap(data, 64 * kPage);
+}
+
+// A command of more than one piece counts what all of them did.
+TEST_F(Dmirror, CommandsOfSeveralPieces) {
+  constexpr std::size_t kMany = dmirror::kMostPagesAtOnce + 100;
+  const int fd = open(0);
+  std::byte* const area = map(kMany * kPage);
+  buffer_.resize(kMany * kPage);
+  fill(area, kMany * kPage, 3);
+  Command command{};
+  EXPECT_EQ(run(fd, kRead, area, kMany, &command), 0);
+  EXPECT_EQ(command.cpages, kMany);
+  EXPECT_EQ(first_wrong(buffer_.data(), kMany * kPage, 3), kMany * kPage);
+  fill(buffer_.data(), kMany * kPage, 4);
+  EXPECT_EQ(run(fd, kWrite, area, kMany, &command), 0);
+  EXPECT_EQ(command.cpages, kMany);
+  EXPECT_EQ(snapshot(fd, area, kMany), std::vector<int>(kMany, 0x22));
+  EXPECT_EQ(run(fd, kToSystem, area, kMany, &command), 0);
+  EXPECT_EQ(command.cpages, kMany);
+  EXPECT_EQ(first_wrong(area, kMany * kPage, 4), kMany * kPage);
+  forget(area, kMany * kPage);
+  munmap(area, kMany * kPage);
+}
+
+// The vdso is nothing that can migrate; nor are holes beside it.
+TEST_F(Dmirror, TheKernelsOwnMappingsStay) {
+  const int fd = open(0);
+  const auto vdso = getauxval(AT_SYSINFO_EHDR);
+  if (vdso == 0) GTEST_SKIP() << "no vdso here";
+  const void* const at = reinterpret_cast<const void*>(vdso);
+  EXPECT_EQ(run(fd, kToDevice, at, 1), EINVAL);
+  EXPECT_EQ(run(fd, kToSystem, at, 1), EINVAL);
+  EXPECT_EQ(run(fd, kExclusive, at, 1), EBUSY);
+  EXPECT_EQ(run(fd, kWrite, at, 1), EPERM);
+}
+
+// Reserved huge pages are mirrored where they are, seen as such, and never migrated.
+TEST_F(Dmirror, ReservedHugePages) {
+  const int fd = open(0);
+  void* const made = mmap(nullptr, kBlock, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB, -1, 0);
+  if (made == MAP_FAILED) GTEST_SKIP() << "no huge page is reserved (vm.nr_hugepages)";
+  auto* const huge = static_cast<std::byte*>(made);
+  fill(huge, kBlock, 1);
+  EXPECT_EQ(run(fd, kToDevice, huge, 1), EINVAL);
+  EXPECT_EQ(run(fd, kToSystem, huge, 1), EINVAL);
+  EXPECT_EQ(snapshot(fd, huge, 4), std::vector<int>(4, 0x06)) << "writable, by an entry of 2 MiB";
+  EXPECT_EQ(run(fd, kRead, huge, 4), 0);
+  EXPECT_EQ(first_wrong(buffer_.data(), 4 * kPage, 1), 4 * kPage);
+  fill(buffer_.data(), 4 * kPage, 2);
+  EXPECT_EQ(run(fd, kWrite, huge, 4), 0);
+  EXPECT_EQ(first_wrong(huge, 4 * kPage, 2), 4 * kPage) << "in place";
+  ASSERT_EQ(munmap(huge, kBlock), 0);
+  preload::map_changes();
+  EXPECT_EQ(run(fd, kRead, huge, 1), EFAULT);
+}
+
+// As in the kernel, where the device's memory is everybody's who has it open: a close brings all of it home.
+TEST_F(Dmirror, TwoOpensOfOneDevice) {
+  const int fd = open(0);
+  const int other = open(0);
+  EXPECT_EQ(run(fd, kToDevice, memory_, 4), 0);
+  EXPECT_EQ(run(other, kToDevice, memory_ + 8 * kPage, 4), 0);
+  EXPECT_EQ(snapshot(other, memory_, 1)[0], 0x22) << "it is the same device";
+  close(other);
+  EXPECT_EQ(snapshot(fd, memory_, 1)[0], 0x02);
+  EXPECT_EQ(snapshot(fd, memory_ + 8 * kPage, 1)[0], 0x02);
+  EXPECT_EQ(run(fd, kToDevice, memory_, 16), 0) << "the other open works on";
+  EXPECT_EQ(snapshot(fd, memory_, 16), std::vector<int>(16, 0x22));
+  EXPECT_EQ(first_wrong(memory_, kPages * kPage, 1), kPages * kPage);
 }
 
 TEST_F(Dmirror, SharedMemoryIsMirroredWhereItIs) {

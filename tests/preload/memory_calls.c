@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Run by `uhmm run --dmirror`: memory is on a device while its mapping is changed. A program that knows nothing of
 // uhmm.
+#include <sys/wait.h>
+
 #include "tests/preload/mirror_program.h"
 
 enum { PAGES = 64, BYTES = PAGES * PAGE };
@@ -177,7 +179,54 @@ static void close_brings_home(void) {
   munmap(memory, BYTES);
 }
 
-int main(void) {
+// A file that other processes may map is mirrored where it is, and what the mirror has learned ends with the mapping.
+static void unmap_a_shared_file(void) {
+  char path[] = "/tmp/uhmm-test-XXXXXX";
+  const int file = mkstemp(path);
+  EXPECT(file >= 0 && unlink(path) == 0);
+  for (size_t i = 0; i < BYTES; ++i) buffer[i] = value(i);
+  EXPECT(write(file, buffer, BYTES) == BYTES);
+  char* place = (char*)0x7e9100000000;
+  char* memory = mmap(place, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0);
+  EXPECT(memory == place);
+  EXPECT(run(READ, memory, PAGES) == 0 && holds_values(buffer, 0, BYTES));
+  memset(buffer, 9, PAGE);
+  EXPECT(run(WRITE, memory, 1) == 0 && memory[0] == 9);
+  EXPECT(munmap(memory, BYTES) == 0);
+  EXPECT(run(READ, memory, 1) == EFAULT);
+  EXPECT(run(WRITE, memory, 1) == EFAULT);
+  char first = 0;
+  EXPECT(pread(file, &first, 1, 0) == 1 && first == 9);
+  // Nothing of the file is known of what takes its place: it is one fault again.
+  EXPECT(mmap(place, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == place);
+  struct command done;
+  EXPECT(command(READ, place, PAGES, buffer, &done) == 0 && done.faults == 1);
+  EXPECT(zeros(buffer, BYTES));
+  munmap(place, BYTES);
+  close(file);
+}
+
+// Another program's: it has no memory that the device could mirror.
+static void an_open_means_nothing_to_another_program(const char* self) {
+  char number[16];
+  snprintf(number, sizeof(number), "%d", device);
+  const pid_t child = fork();
+  if (child == 0) {
+    execl(self, self, "inherited", number, NULL);
+    _exit(2);
+  }
+  int status = -1;
+  EXPECT(waitpid(child, &status, 0) == child && status == 0);
+  char* memory = on_device();
+  EXPECT(holds_values(memory, 0, BYTES));
+  munmap(memory, BYTES);
+}
+
+int main(int count, char** words) {
+  if (count == 3 && strcmp(words[1], "inherited") == 0) {
+    device = atoi(words[2]);
+    return command(READ, buffer, 1, buffer, NULL) == ENOTTY ? 0 : 1;
+  }
   device = open("/dev/hmm_dmirror0", O_RDWR);
   if (device < 0) {
     perror("/dev/hmm_dmirror0");
@@ -194,5 +243,7 @@ int main(void) {
   other_advice_keeps_contents();
   protect();
   close_brings_home();
+  unmap_a_shared_file();
+  an_open_means_nothing_to_another_program(words[0]);
   return failures == 0 ? 0 : 1;
 }

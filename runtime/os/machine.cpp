@@ -37,12 +37,26 @@ Machine::Features features_of(int fd) {
   features.remove_event = has(3);
   features.shared_memory = has(5);
   features.unmap_event = has(6);
+  features.signal = has(7);
   features.shared_minor = has(10);
   features.shared_write_protect = has(12);
+  features.write_protect_absent = has(13);
   features.poison = has(14);
   features.write_protect_async = has(15);
   features.move = has(16);
   return features;
+}
+
+// 0, or the errno with which word of forks is refused.
+int fork_events_error(Rung rung) {
+  const int fd = open_rung(rung);
+  if (fd < 0) return errno;
+  struct uffdio_api api {};
+  api.api = UFFD_API;
+  api.features = UFFD_FEATURE_EVENT_FORK;
+  const int error = ioctl(fd, UFFDIO_API, &api) == 0 ? 0 : errno;
+  ::close(fd);
+  return error;
 }
 
 // Tries every rung; features are those of the best.
@@ -61,6 +75,9 @@ void look_at_userfaultfd(Machine& machine) {
     asked = true;
     ::close(fd);
   }
+  rungs.fork_events = fork_events_error(system_call >= 0 ? Rung::SystemCall
+                                        : device >= 0    ? Rung::DeviceFile
+                                                         : Rung::UserMode);
 }
 
 int open_error(const char* path) {

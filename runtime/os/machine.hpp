@@ -20,6 +20,7 @@ struct Machine {
     int system_call = 0;  // userfaultfd(2) with faults of system calls
     int device = 0;       // /dev/userfaultfd
     int user_mode = 0;    // userfaultfd(2), faults of user mode only
+    int fork_events = 0;  // the best of these with word of forks, which needs CAP_SYS_PTRACE
     bool any() const { return system_call == 0 || device == 0 || user_mode == 0; }
     bool kernel_faults() const { return system_call == 0 || device == 0; }
   } userfaultfd;
@@ -28,6 +29,7 @@ struct Machine {
     bool fork_event = false, remap_event = false, remove_event = false, unmap_event = false;
     bool write_protect = false, shared_memory = false, shared_minor = false, shared_write_protect = false;
     bool poison = false, write_protect_async = false, move = false;
+    bool signal = false, write_protect_absent = false;
   } features;
 
   int pagemap = 0;        // 0, or the errno of opening /proc/self/pagemap

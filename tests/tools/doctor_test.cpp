@@ -24,7 +24,8 @@ os::Machine best_machine() {
   machine.cpus = 2;
   machine.page_bytes = 4096;
   machine.memory_bytes = std::uint64_t{8} << 30;
-  machine.features = {true, true, true, true, true, true, true, true, true, true, true};
+  machine.features = {true, true, true, true, true, true, true, true, true, true, true, true, true};
+  machine.reserved_huge_pages = 4;
   machine.huge_pages = "madvise";
   machine.max_map_count = 1048576;
   machine.unprivileged_userfaultfd = 0;
@@ -62,17 +63,17 @@ TEST(Doctor, EveryLackIsFoundAndHasAMeaningAndAFix) {
       {"page size", Verdict::Bad, [](M& m) { m.page_bytes = 65536; }, "4 KiB"},
       {"userfaultfd", Verdict::Limit,
        [](M& m) {
-         m.userfaultfd = {EPERM, EACCES, 0};
+         m.userfaultfd = {EPERM, EACCES, 0, 0};
        },
        "vm.unprivileged_userfaultfd=1"},
       {"userfaultfd", Verdict::Bad,
        [](M& m) {
-         m.userfaultfd = {EPERM, ENOENT, EPERM};
+         m.userfaultfd = {EPERM, ENOENT, EPERM, 0};
        },
        "seccomp"},
       {"userfaultfd", Verdict::Bad,
        [](M& m) {
-         m.userfaultfd = {ENOSYS, ENOENT, ENOSYS};
+         m.userfaultfd = {ENOSYS, ENOENT, ENOSYS, 0};
        },
        "another kernel"},
       {"write protection", Verdict::Limit, [](M& m) { m.features.write_protect = false; }, "5.7"},
@@ -82,6 +83,11 @@ TEST(Doctor, EveryLackIsFoundAndHasAMeaningAndAFix) {
       {"UFFDIO_MOVE", Verdict::Limit, [](M& m) { m.features.move = false; }, "6.8"},
       {"asynchronous write tracking", Verdict::Limit, [](M& m) { m.features.write_protect_async = false; }, "6.7"},
       {"events (fork, remap, remove, unmap)", Verdict::Limit, [](M& m) { m.features.fork_event = false; }, "4.11"},
+      {"UFFD_FEATURE_SIGBUS", Verdict::Limit, [](M& m) { m.features.signal = false; }, "4.14"},
+      {"UFFD_FEATURE_WP_UNPOPULATED", Verdict::Limit, [](M& m) { m.features.write_protect_absent = false; }, "6.4"},
+      {"word of forks", Verdict::Limit, [](M& m) { m.userfaultfd.fork_events = EPERM; }, "cap_sys_ptrace"},
+      {"transparent huge pages", Verdict::Limit, [](M& m) { m.huge_pages = "never"; }, "echo madvise >"},
+      {"transparent huge pages", Verdict::Limit, [](M& m) { m.huge_pages = ""; }, "CONFIG_TRANSPARENT_HUGEPAGE"},
       {"/proc/self/pagemap", Verdict::Bad, [](M& m) { m.pagemap = EACCES; }, "/proc"},
       {"/proc/self/mem", Verdict::Bad, [](M& m) { m.own_memory = ENOENT; }, "/proc"},
       {"PROCMAP_QUERY", Verdict::Limit, [](M& m) { m.procmap_query = ENOTTY; }, "6.11"},
@@ -106,16 +112,59 @@ TEST(Doctor, EveryLackIsFoundAndHasAMeaningAndAFix) {
   }
 }
 
+// What is no trouble for most programs is noted, with what it means and what mends it all the same.
+TEST(Doctor, NotesHaveAMeaningAndAFixToo) {
+  using M = os::Machine;
+  const Lack lacks[] = {
+      {"vm.max_map_count", Verdict::Note, [](M& m) { m.max_map_count = 65530; }, "sysctl vm.max_map_count="},
+      {"locked memory limit", Verdict::Note, [](M& m) { m.locked_bytes_limit = 8 << 20; }, "ulimit -l"},
+      {"reserved huge pages", Verdict::Note, [](M& m) { m.reserved_huge_pages = 0; }, "vm.nr_hugepages"},
+      {"GPU", Verdict::Note, [](M&) {}, "driver"},
+      {"HMM in the kernel", Verdict::Note, [](M&) {}, "CONFIG_DEVICE_PRIVATE=y"},
+  };
+  for (const Lack& lack : lacks) {
+    os::Machine machine = best_machine();
+    lack.take_away(machine);
+    Surroundings around;
+    around.kernel_hmm = false;
+    const std::vector<Finding> findings = diagnose(machine, around);
+    const Finding* found = find(findings, lack.name);
+    ASSERT_NE(found, nullptr) << lack.name;
+    EXPECT_EQ(found->verdict, lack.verdict) << lack.name;
+    EXPECT_FALSE(found->meaning.empty()) << lack.name;
+    EXPECT_NE(found->fix.find(lack.fix), std::string::npos) << lack.name << ": " << found->fix;
+    EXPECT_EQ(troubles(findings), 0u) << as_table(findings);
+  }
+}
+
+// Nobody is told of a lack without being told what it means and what to do.
+TEST(Doctor, NothingBadIsSaidWithoutMeaningAndFix) {
+  os::Machine worst;
+  worst.userfaultfd = {EPERM, EACCES, 0, EPERM};
+  worst.page_bytes = 65536;
+  worst.pagemap = worst.own_memory = worst.procmap_query = worst.pagemap_scan = worst.io_uring = EPERM;
+  worst.file_bytes_limit = worst.descriptor_limit = worst.locked_bytes_limit = 1;
+  worst.max_map_count = 1;
+  worst.overcommit = 2;
+  Surroundings around;
+  around.kernel_hmm = false;
+  for (const Finding& finding : diagnose(worst, around)) {
+    if (finding.verdict == Verdict::Good || finding.name == "kernel") continue;
+    EXPECT_FALSE(finding.meaning.empty()) << finding.name;
+    EXPECT_FALSE(finding.fix.empty()) << finding.name;
+  }
+}
+
 TEST(Doctor, WithoutUserfaultfdItsFeaturesAreNoNews) {
   os::Machine machine = best_machine();
-  machine.userfaultfd = {ENOSYS, ENOENT, ENOSYS};
+  machine.userfaultfd = {ENOSYS, ENOENT, ENOSYS, ENOSYS};
   machine.features = {};
   EXPECT_EQ(find(diagnose(machine, {}), "UFFDIO_MOVE"), nullptr);
 }
 
 TEST(Doctor, TheBestRungIsNamed) {
   os::Machine machine = best_machine();
-  machine.userfaultfd = {EPERM, 0, 0};
+  machine.userfaultfd = {EPERM, 0, 0, 0};
   EXPECT_NE(find(diagnose(machine, {}), "userfaultfd")->value.find("/dev/userfaultfd"), std::string::npos);
 }
 

@@ -13,6 +13,7 @@ namespace {
 constexpr std::uint64_t kDeviceFileBytes = std::uint64_t{1} << 47;
 constexpr std::uint64_t kFewMaps = 65530;  // the kernel's default
 constexpr std::uint64_t kFewDescriptors = 256;
+constexpr std::uint64_t kLittleLocked = std::uint64_t{64} << 20;
 
 std::string error_text(int error) {
   const char* name = strerrorname_np(error);
@@ -98,9 +99,18 @@ class Diagnosis {
     feature("UFFDIO_MOVE", has.move, "6.8",
             "pages are write-protected, copied and dropped instead of moved: migration is several times slower");
     feature("asynchronous write tracking", has.write_protect_async, "6.7", "not used by this version");
+    feature("UFFD_FEATURE_SIGBUS", has.signal, "4.14", "there is no rung `signal` (UHMM_FAULTS=signal)");
+    feature("UFFD_FEATURE_WP_UNPOPULATED", has.write_protect_absent, "6.4",
+            "UHMM_DEVICE_ENTRIES does nothing: existing tools see pages on devices as absent, not as swapped out");
     feature("events (fork, remap, remove, unmap)",
             has.fork_event && has.remap_event && has.remove_event && has.unmap_event, "4.11",
-            "not used by this version");
+            "memory that is moved past the runtime (raw mremap, realloc) loses what is on a device");
+    if (machine_.userfaultfd.fork_events == 0)
+      add(good("word of forks", "yes"));
+    else
+      add({"word of forks", Verdict::Limit, error_text(machine_.userfaultfd.fork_events),
+           "fork() brings everything home first: lazy snapshots of what is on devices need CAP_SYS_PTRACE",
+           "setcap cap_sys_ptrace+ep PROGRAM  # or run as root; in a container: --cap-add SYS_PTRACE"});
   }
 
   void file(const char* name, int error, const char* meaning, Verdict lack, const char* fix) {
@@ -139,14 +149,35 @@ class Diagnosis {
       add({"vm.overcommit_memory", Verdict::Limit, "2 (strict)",
            "address space that uhmm only reserves may be refused: large devices may not start",
            "sysctl vm.overcommit_memory=0"});
-    add({"locked memory limit", Verdict::Note,
-         machine_.locked_bytes_limit ? std::to_string(*machine_.locked_bytes_limit) + " bytes" : "unlimited", "", ""});
+    locked_memory();
+  }
+
+  void locked_memory() {
+    if (!machine_.locked_bytes_limit) {
+      add(good("locked memory limit", "unlimited"));
+      return;
+    }
+    const bool little = *machine_.locked_bytes_limit < kLittleLocked;
+    add({"locked memory limit", little ? Verdict::Note : Verdict::Good,
+         std::to_string(*machine_.locked_bytes_limit) + " bytes",
+         little ? "mlock() and buffers that io_uring registers get no more; uhmm itself locks nothing" : "",
+         little ? "ulimit -l unlimited  # or LimitMEMLOCK=infinity, or docker run --ulimit memlock=-1" : ""});
   }
 
   void huge_pages() {
-    add({"transparent huge pages", Verdict::Note, machine_.huge_pages.empty() ? "not built in" : machine_.huge_pages,
-         "", ""});
-    add({"reserved huge pages", Verdict::Note, std::to_string(machine_.reserved_huge_pages), "", ""});
+    const std::string& mode = machine_.huge_pages;
+    if (mode == "always" || mode == "madvise")
+      add(good("transparent huge pages", mode));
+    else
+      add({"transparent huge pages", Verdict::Limit, mode.empty() ? "not built in" : mode,
+           "memory comes and goes page by page: blocks of 2 MiB don't move as one",
+           mode.empty() ? "none: run a kernel with CONFIG_TRANSPARENT_HUGEPAGE"
+                        : "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"});
+    const std::uint64_t reserved = machine_.reserved_huge_pages;
+    add({"reserved huge pages", reserved != 0 ? Verdict::Good : Verdict::Note, std::to_string(reserved),
+         reserved != 0 ? ""
+                       : "`uhmm conformance` can't count the tests that need one, unless it may reserve some itself",
+         reserved != 0 ? "" : "sysctl vm.nr_hugepages=4"});
   }
 
   void gpus() {
@@ -154,11 +185,15 @@ class Diagnosis {
       add({"HMM in the kernel", Verdict::Note,
            std::string(*around_.kernel_hmm ? "CONFIG_DEVICE_PRIVATE=y" : "no CONFIG_DEVICE_PRIVATE") + " (" +
                around_.kernel_config_file + ")",
-           *around_.kernel_hmm ? "" : "no driver can offer the kernel's own HMM here; uhmm does not need it", ""});
+           *around_.kernel_hmm ? "" : "no driver can offer the kernel's own HMM here; uhmm does not need it",
+           *around_.kernel_hmm ? "" : "none needed; for such drivers: run a kernel with CONFIG_DEVICE_PRIVATE=y"});
     else
-      add({"HMM in the kernel", Verdict::Note, "can't be told: no " + around_.kernel_config_file, "", ""});
+      add({"HMM in the kernel", Verdict::Note, "can't be told: no " + around_.kernel_config_file,
+           "it is not known whether a driver can offer the kernel's own HMM; uhmm does not need it",
+           "modprobe configs  # gives /proc/config.gz where the kernel has it"});
     if (around_.nvidia_driver.empty() && !around_.amd_driver) {
-      add({"GPU", Verdict::Note, "none", "the soft device is what there is", ""});
+      add({"GPU", Verdict::Note, "none", "the soft device is what there is",
+           "none needed; with a GPU: install its driver, in a container: --gpus all or --device /dev/kfd"});
       return;
     }
     if (!around_.nvidia_driver.empty()) {

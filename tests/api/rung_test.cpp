@@ -106,6 +106,60 @@ TEST_P(RungTest, ServesOrSaysWhyNot) {
   EXPECT_EQ(WEXITSTATUS(status), 0);
 }
 
+// What a start on this rung writes to standard error, in a child. Exit status 1: it can't be had here.
+std::string said_at_start(uhmm_fault_rung rung, bool* started) {
+  int ends[2];
+  EXPECT_EQ(pipe(ends), 0);
+  const pid_t child = fork();
+  if (child == 0) {
+    (void)dup2(ends[1], STDERR_FILENO);
+    (void)setenv("UHMM_LOG", "info", 1);
+    (void)unsetenv("UHMM_FAULTS");
+    uhmm_config config = test_config();
+    config.flags = 0;
+    config.fault_rung = rung;
+    if (uhmm_init(&config) != UHMM_OK) _exit(1);
+    _exit(uhmm_shutdown() == UHMM_OK ? 0 : 2);
+  }
+  close(ends[1]);
+  std::string text;
+  char some[512];
+  for (ssize_t got; (got = read(ends[0], some, sizeof(some))) > 0;) text.append(some, static_cast<std::size_t>(got));
+  close(ends[0]);
+  int status = 0;
+  EXPECT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(status == 0 || (WIFEXITED(status) && WEXITSTATUS(status) == 1)) << status << ": " << text;
+  *started = status == 0;
+  return text;
+}
+std::size_t count_in(const std::string& text, const std::string& words) {
+  std::size_t count = 0;
+  for (std::size_t at = text.find(words); at != std::string::npos; at = text.find(words, at + 1)) ++count;
+  return count;
+}
+
+TEST(Rungs, AreAnnouncedOnceAtStart) {
+  struct Said {
+    uhmm_fault_rung rung;
+    const char* way;
+    std::size_t warnings;  // that system calls fail
+  };
+  std::size_t seen = 0;
+  for (const Said& one : {Said{UHMM_FAULTS_SYSCALL, "CPU faults come by userfaultfd(2)\n", 0},
+                          Said{UHMM_FAULTS_DEVICE, "CPU faults come by /dev/userfaultfd\n", 0},
+                          Said{UHMM_FAULTS_USER_MODE, "CPU faults come by userfaultfd(2), user mode only\n", 1},
+                          Said{UHMM_FAULTS_SIGNAL, "CPU faults come by SIGBUS\n", 1}}) {
+    bool started = false;
+    const std::string text = said_at_start(one.rung, &started);
+    if (!started) continue;
+    ++seen;
+    EXPECT_EQ(count_in(text, one.way), 1u) << text;
+    EXPECT_EQ(count_in(text, "CPU faults come by"), 1u) << text;
+    EXPECT_EQ(count_in(text, "fail with EFAULT"), one.warnings) << text;
+  }
+  if (seen == 0) GTEST_SKIP() << "no rung can be had here";
+}
+
 INSTANTIATE_TEST_SUITE_P(
     Ladder, RungTest,
     testing::Values(Case{"Auto", UHMM_FAULTS_AUTO, true}, Case{"Syscall", UHMM_FAULTS_SYSCALL, true},

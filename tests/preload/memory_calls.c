@@ -63,6 +63,37 @@ static void unmap_a_part(void) {
   EXPECT(munmap(memory, BYTES) == 0);  // across the hole
 }
 
+// The kernel has no room for the mappings that would be left: what it refuses has changed nothing.
+static void refused_unmapping(void) {
+  enum { MOST = 200000 };
+  FILE* limit = fopen("/proc/sys/vm/max_map_count", "r");
+  long most = 0;
+  const int known = limit != NULL && fscanf(limit, "%ld", &most) == 1;
+  if (limit != NULL) fclose(limit);
+  if (!known || most > MOST) {
+    fprintf(stderr, "vm.max_map_count is unknown or above %d: not reached here\n", MOST);
+    return;
+  }
+  char* memory = on_device();
+  char* fillers = mmap(NULL, (size_t)MOST * PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  EXPECT(fillers != MAP_FAILED);
+  // Each other page is a mapping of its own, until there is room for none.
+  size_t filled = 0;
+  while (filled < MOST && mprotect(fillers + filled * PAGE, PAGE, PROT_READ) == 0) filled += 2;
+  EXPECT(filled < MOST && errno == ENOMEM);
+  const int refused = munmap(memory + 10 * PAGE, 20 * PAGE);
+  const int error = errno;
+  EXPECT(munmap(fillers, (size_t)MOST * PAGE) == 0);
+  EXPECT(refused == -1 && error == ENOMEM);
+  EXPECT(run(READ, memory, PAGES) == 0);
+  EXPECT(holds_values(buffer, 0, BYTES));
+  EXPECT(holds_values(memory, 0, BYTES));
+  memset(memory, 5, BYTES);
+  EXPECT(memory[20 * PAGE] == 5);
+  EXPECT(munmap(memory + 10 * PAGE, 20 * PAGE) == 0);
+  EXPECT(munmap(memory, BYTES) == 0);
+}
+
 static void map_over_a_part(void) {
   char* memory = on_device();
   EXPECT(mmap(memory + 5 * PAGE, 5 * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
@@ -234,6 +265,7 @@ int main(int count, char** words) {
   }
   unmap_and_map_again();
   unmap_a_part();
+  refused_unmapping();
   map_over_a_part();
   move_and_grow();
   move_onto_another_range_of_the_device();

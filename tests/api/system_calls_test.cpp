@@ -19,10 +19,19 @@
 namespace uhmm::test {
 namespace {
 
-class SystemCalls : public RuntimeTest {
+// By every way in which pages come and go.
+struct Mode {
+  const char* name;
+  std::uint32_t flags;
+};
+// NOLINTNEXTLINE(readability-identifier-naming): GoogleTest looks for it
+void PrintTo(const Mode& mode, std::ostream* out) { *out << mode.name; }
+
+class SystemCalls : public RuntimeTest, public testing::WithParamInterface<Mode> {
  protected:
+  bool starts_itself() const override { return false; }
   void SetUp() override {
-    RuntimeTest::SetUp();
+    start_with([](uhmm_config& config) { config.flags |= GetParam().flags; });
     auto probe = os::Userfaultfd::open();
     if (!probe.ok() || !probe->features().kernel_mode)
       GTEST_SKIP() << "faults of the kernel itself are not served here";
@@ -30,7 +39,7 @@ class SystemCalls : public RuntimeTest {
   void to_device(Memory& memory) { UHMM_ASSERT_OK(uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr)); }
 };
 
-TEST_F(SystemCalls, ReadAndWriteFiles) {
+TEST_P(SystemCalls, ReadAndWriteFiles) {
   Memory memory(64 * kPage);
   fill(memory.data(), memory.bytes(), 1);
   const int fd = memfd_create("uhmm-test", 0);
@@ -44,7 +53,7 @@ TEST_F(SystemCalls, ReadAndWriteFiles) {
   close(fd);
 }
 
-TEST_F(SystemCalls, Pipes) {
+TEST_P(SystemCalls, Pipes) {
   Memory memory(8 * kPage);
   fill(memory.data(), memory.bytes(), 1);
   int ends[2];
@@ -58,7 +67,7 @@ TEST_F(SystemCalls, Pipes) {
   close(ends[1]);
 }
 
-TEST_F(SystemCalls, ScatterAndGather) {
+TEST_P(SystemCalls, ScatterAndGather) {
   Memory memory(32 * kPage);
   fill(memory.data(), memory.bytes(), 1);
   const int fd = memfd_create("uhmm-test", 0);
@@ -72,7 +81,7 @@ TEST_F(SystemCalls, ScatterAndGather) {
   close(fd);
 }
 
-TEST_F(SystemCalls, SharedMemoryToo) {
+TEST_P(SystemCalls, SharedMemoryToo) {
   Memory memory(16 * kPage, true, MAP_SHARED | MAP_ANONYMOUS);
   fill(memory.data(), memory.bytes(), 1);
   const int fd = memfd_create("uhmm-test", 0);
@@ -84,7 +93,7 @@ TEST_F(SystemCalls, SharedMemoryToo) {
   close(fd);
 }
 
-TEST_F(SystemCalls, Sockets) {
+TEST_P(SystemCalls, Sockets) {
   Memory memory(32 * kPage);
   fill(memory.data(), memory.bytes(), 1);
   int ends[2];
@@ -111,7 +120,7 @@ TEST_F(SystemCalls, Sockets) {
   close(ends[1]);
 }
 
-TEST_F(SystemCalls, DirectFileIo) {
+TEST_P(SystemCalls, DirectFileIo) {
   const int fd = open(".", O_TMPFILE | O_RDWR | O_DIRECT, 0600);
   if (fd < 0) GTEST_SKIP() << "no O_DIRECT in this directory's file system";
   Memory memory(64 * kPage);
@@ -126,7 +135,10 @@ TEST_F(SystemCalls, DirectFileIo) {
   close(fd);
 }
 
-TEST_F(SystemCalls, RegisteredBuffersOfAnIoUring) {
+TEST_P(SystemCalls, RegisteredBuffersOfAnIoUring) {
+  if ((GetParam().flags & UHMM_CONFIG_NO_MOVE) != 0) GTEST_SKIP() << "copying can't tell what is pinned: a known limit";
+  if ((GetParam().flags & UHMM_CONFIG_COHERENT) != 0)
+    GTEST_SKIP() << "what is pinned in place of a coherent device's memory is the device's: a known limit";
   io_uring ring;
   if (io_uring_queue_init(4, &ring, 0) != 0) GTEST_SKIP() << "no io_uring here";
   Memory memory(16 * kPage);
@@ -167,7 +179,7 @@ long futex(std::atomic<std::uint32_t>* word, int operation, std::uint32_t value)
   return syscall(SYS_futex, word, operation, value, nullptr, nullptr, 0);
 }
 
-TEST_F(SystemCalls, Futexes) {
+TEST_P(SystemCalls, Futexes) {
   for (const int sharing : {MAP_PRIVATE, MAP_SHARED}) {
     const int only_here = sharing == MAP_PRIVATE ? FUTEX_PRIVATE_FLAG : 0;
     Memory memory(2 * kPage, true, sharing | MAP_ANONYMOUS);
@@ -198,7 +210,7 @@ TEST_F(SystemCalls, Futexes) {
   }
 }
 
-TEST_F(SystemCalls, ReadAndWrittenByAnotherProcess) {
+TEST_P(SystemCalls, ReadAndWrittenByAnotherProcess) {
   Memory memory(16 * kPage);
   fill(memory.data(), memory.bytes(), 1);
   int go[2], done[2];
@@ -236,7 +248,7 @@ TEST_F(SystemCalls, ReadAndWrittenByAnotherProcess) {
   EXPECT_EQ(first_wrong(memory.data(), memory.bytes(), 2), memory.bytes());
 }
 
-TEST_F(SystemCalls, SplicedIntoAPipe) {
+TEST_P(SystemCalls, SplicedIntoAPipe) {
   Memory memory(8 * kPage);
   fill(memory.data(), memory.bytes(), 1);
   int ends[2];
@@ -255,7 +267,7 @@ TEST_F(SystemCalls, SplicedIntoAPipe) {
   close(ends[1]);
 }
 
-TEST_F(SystemCalls, SmallAnswersAndPaths) {
+TEST_P(SystemCalls, SmallAnswersAndPaths) {
   Memory memory(4 * kPage);
   to_device(memory);
   ASSERT_EQ(getrandom(memory.data() + kPage - 20, 40, 0), 40);
@@ -273,7 +285,7 @@ TEST_F(SystemCalls, SmallAnswersAndPaths) {
 volatile sig_atomic_t signalled_on = 0;
 const Memory* stack_memory = nullptr;
 
-TEST_F(SystemCalls, SignalsOnAnAlternateStackThere) {
+TEST_P(SystemCalls, SignalsOnAnAlternateStackThere) {
   Memory memory(64 * kPage);
   const stack_t stack{memory.data(), 0, memory.bytes()};
   stack_t before{};
@@ -297,6 +309,11 @@ TEST_F(SystemCalls, SignalsOnAnAlternateStackThere) {
   sigaction(SIGUSR1, &old, nullptr);
   sigaltstack(&before, nullptr);
 }
+
+INSTANTIATE_TEST_SUITE_P(Modes, SystemCalls,
+                         testing::Values(Mode{"Move", 0}, Mode{"Copy", UHMM_CONFIG_NO_MOVE},
+                                         Mode{"Coherent", UHMM_CONFIG_COHERENT}),
+                         [](const auto& one) { return std::string(one.param.name); });
 
 }  // namespace
 }  // namespace uhmm::test

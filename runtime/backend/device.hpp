@@ -22,7 +22,7 @@ struct Capabilities {
   char name[64] = {};
   std::uint32_t kind = UHMM_DEVICE_SOFT;
   bool coherent = false;       // the CPU may map device memory in place
-  bool faulting = true;        // has a fault source
+  bool faulting = true;        // has a fault source; else all that a kernel may reach is brought there before it starts
   bool read_only_maps = true;  // map() with MapAccess::Read is honoured (else treat every mapping as writable)
   std::uint64_t memory_bytes = 0;
   std::uint32_t workers = 0;
@@ -49,6 +49,9 @@ struct Launch {
   const void* args = nullptr;
   std::size_t args_bytes = 0;
   std::uint32_t grid[3] = {1, 1, 1};
+  // Of devices whose kernels run in blocks of threads.
+  std::uint32_t block[3] = {1, 1, 1};
+  std::uint32_t shared_bytes = 0;
 };
 using Ticket = std::uint64_t;  // of a launch; 0 is none
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // What every backend must do, as a suite over a factory. Instantiate it with
 //   INSTANTIATE_TEST_SUITE_P(Soft, DeviceConformance, testing::Values(DeviceFactory{...}));
+//   INSTANTIATE_TEST_SUITE_P(Soft, FaultingDeviceConformance, testing::Values(DeviceFactory{...}));
 // Kernels here are C++ functions: a backend whose kernels are something else gives its own.
 #pragma once
 
@@ -97,27 +98,31 @@ class DeviceConformance : public testing::TestWithParam<DeviceFactory> {
   static constexpr std::size_t kPages = 600;  // more than a block
   static constexpr std::size_t kBytes = kPages * kPageBytes;
   static constexpr std::size_t kSparePages = 8;  // behind the window
-  static constexpr std::size_t kReserved = kBytes + kSparePages * kPageBytes;
+  static constexpr std::size_t kWhole = 4 * kBlockBytes;
+  static_assert(3 * kPageBytes + kBytes + kSparePages * kPageBytes <= 2 * kBlockBytes);
 
   void SetUp() override {
     device_ = GetParam().create();
     ASSERT_NE(device_, nullptr);
     ASSERT_TRUE(device_->open().ok()) << last_detail();
-    memory_ = mmap(nullptr, kReserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    ASSERT_NE(memory_, MAP_FAILED);
+    // Blocks of its own, begun and ended inside one: a device may map memory in whole blocks.
+    whole_ = mmap(nullptr, kWhole, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    ASSERT_NE(whole_, MAP_FAILED);
+    memory_ = (VirtAddr{whole_}.block_floor() + kBlockBytes + 3 * kPageBytes).pointer();
     attach();
   }
   void TearDown() override {
     if (device_ == nullptr) return;
-    if (window_.host != nullptr) device_->detach(window_, window_.range);
+    if (attached_) device_->detach(window_, window_.range);
     device_->close();
     GetParam().destroy(device_);
-    if (memory_ != MAP_FAILED) munmap(memory_, kReserved);
+    if (whole_ != MAP_FAILED) munmap(whole_, kWhole);
   }
 
   void attach() {
     window_ = {{VirtAddr{memory_}, VirtAddr{memory_} + kBytes}, nullptr};
     ASSERT_TRUE(device_->attach({&window_, 1}).ok()) << last_detail();
+    attached_ = true;
   }
   ByteRange pages(std::size_t first, std::size_t count) const {
     return {VirtAddr{memory_} + first * kPageBytes, VirtAddr{memory_} + (first + count) * kPageBytes};
@@ -167,8 +172,13 @@ class DeviceConformance : public testing::TestWithParam<DeviceFactory> {
   }
 
   backend::Device* device_ = nullptr;
-  void* memory_ = MAP_FAILED;
+  void* whole_ = MAP_FAILED;
+  void* memory_ = nullptr;
+  bool attached_ = false;
   backend::Window window_;
 };
+
+// What only a device with page faults promises: instantiate it for those as well.
+class FaultingDeviceConformance : public DeviceConformance {};
 
 }  // namespace uhmm::test

@@ -207,6 +207,7 @@ TEST_P(SoftDevice, OutputOfKernelsAppearsAndOutputOfTheProgramAppearsOnce) {
 
 const auto kSoft = testing::Values(DeviceFactory{"soft", [] { return create_soft(); }, soft::destroy});
 INSTANTIATE_TEST_SUITE_P(Soft, DeviceConformance, kSoft, test_name);
+INSTANTIATE_TEST_SUITE_P(Soft, FaultingDeviceConformance, kSoft, test_name);
 INSTANTIATE_TEST_SUITE_P(Soft, SoftDevice, kSoft, test_name);
 
 // Kernels before 6.6, where a page can't be poisoned: its mapping goes.

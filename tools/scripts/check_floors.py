@@ -5,6 +5,7 @@ on the same floor or of a higher one. The public headers lie under everything: e
 include only each other. Further rules:
   - <linux/...> and liburing only in runtime/os, the seam to Linux. (bench/ and tests/ may: they measure and probe the
     kernel by themselves.)
+  - headers of GPU drivers (cuda.h, hip/...) only in backends/vmm. (tests/ and samples/ may: they double and use them.)
   - a concrete backend (backends/...) is named only by itself and by runtime/api. (bench/ and tests/ may: a suite has an
     instantiation per backend.)
   - runtime/state and runtime/policy are pure: they don't include runtime/os. Only runtime/engine joins state and OS.
@@ -39,6 +40,7 @@ FLOORS = {
 TOP = 8
 MOST_LINES = 600
 SUFFIXES = {".h", ".hpp", ".c", ".cpp"}
+VENDOR_HEADERS = ("cuda", "nv", "hip/", "hsa/")
 FOREIGN = ("tests/install/",)  # programs of somebody else: they see the installed headers only
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
@@ -73,6 +75,10 @@ def include_problem(root, file, bracket, name):
     if name.startswith("linux/") or name == "liburing.h":
         if room != "runtime/os" and not (top and room != "samples"):
             return "<%s> belongs to runtime/os alone" % name
+        return None
+    if name.startswith(VENDOR_HEADERS):
+        if room != "backends/vmm" and room not in ("tests", "samples"):
+            return "<%s> belongs to backends/vmm alone" % name
         return None
     if bracket == "<" and not name.startswith("uhmm/"):
         return None
@@ -132,7 +138,7 @@ def self_test():
         "runtime/policy/a.hpp": '#include "runtime/state/a.hpp"\n',
         "runtime/engine/a.hpp": '#include "runtime/state/a.hpp"\n#include "runtime/os/a.hpp"\n',
         "backends/soft/a.hpp": '#include "runtime/os/a.hpp"\n#include "runtime/backend/a.hpp"\n',
-        "backends/cuda/a.hpp": "",
+        "backends/vmm/a.hpp": "#include <cuda.h>\n#include <hip/hip_runtime_api.h>\n",
         "runtime/api/a.cpp": '#include "backends/soft/a.hpp"\n#include "runtime/engine/a.hpp"\n',
         "tests/conformance/a_test.cpp": '#include "backends/soft/a.hpp"\n#include <linux/userfaultfd.h>\n',
         "samples/a.cpp": "#include <uhmm/uhmm.hpp>\n",
@@ -147,7 +153,9 @@ def self_test():
         ("runtime/engine/b.cpp", "#include <linux/userfaultfd.h>\n", "runtime/os alone"),
         ("runtime/base/b.cpp", "#include <liburing.h>\n", "runtime/os alone"),
         ("backends/soft/b.cpp", "#include <linux/memfd.h>\n", "runtime/os alone"),
-        ("backends/soft/b.cpp", '#include "backends/cuda/a.hpp"\n', "floor 2"),
+        ("backends/soft/b.cpp", "#include <cuda.h>\n", "backends/vmm alone"),
+        ("runtime/api/b.cpp", "#include <hip/hip_runtime_api.h>\n", "backends/vmm alone"),
+        ("backends/soft/b.cpp", '#include "backends/vmm/a.hpp"\n', "floor 2"),
         ("backends/soft/b.cpp", '#include "runtime/state/a.hpp"\n', "floor 2"),
         ("include/uhmm/b.hpp", '#include "runtime/base/a.hpp"\n', "floor 0"),
         ("samples/b.cpp", '#include "runtime/base/a.hpp"\n', "public headers only"),

@@ -80,7 +80,7 @@ Status Adoption::reserve(Driver& driver, std::uint64_t begin, std::uint64_t byte
   Result<std::uint64_t> got = driver.reserve(bytes, begin);
   const bool there = got.ok() && *got == begin;
   const bool kept = there && (!wanted.answered || note(begin, bytes));
-  if (got.ok() && !kept) driver.unreserve(*got, bytes);
+  if (got.ok() && !kept) (void)driver.unreserve(*got, bytes);
   wanted = {};
   if (!got.ok()) return got.status();
   if (!there)
@@ -89,12 +89,13 @@ Status Adoption::reserve(Driver& driver, std::uint64_t begin, std::uint64_t byte
   return kept ? Status{} : fail(UHMM_ERR_NO_MEMORY, "no memory to note an address range");
 }
 
-void Adoption::unreserve(Driver& driver, std::uint64_t begin, std::uint64_t bytes) {
-  driver.unreserve(begin, bytes);
+Status Adoption::unreserve(Driver& driver, std::uint64_t begin, std::uint64_t bytes) {
+  UHMM_TRY(driver.unreserve(begin, bytes));
   if (Adopted* entry = find(begin, begin + bytes)) {
     entry->begin.store(0);
     entry->end.store(0);
   }
+  return {};
 }
 
 }  // namespace uhmm::vmm

@@ -15,7 +15,8 @@ class Adoption {
 
   // Addresses at `begin`, or NOT_SUPPORTED where the driver insists on others.
   static Status reserve(Driver& driver, std::uint64_t begin, std::uint64_t bytes);
-  static void unreserve(Driver& driver, std::uint64_t begin, std::uint64_t bytes);
+  // After a failure the GPU still has them.
+  static Status unreserve(Driver& driver, std::uint64_t begin, std::uint64_t bytes);
 };
 
 }  // namespace uhmm::vmm

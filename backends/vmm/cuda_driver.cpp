@@ -62,7 +62,9 @@ class CudaDriver final : public Driver {
     UHMM_TRY(said(call_.cuMemAddressReserve(&address, bytes, kBlockBytes, hint, 0), "cuMemAddressReserve"));
     return std::uint64_t{address};
   }
-  void unreserve(std::uint64_t address, std::uint64_t bytes) override { (void)call_.cuMemAddressFree(address, bytes); }
+  Status unreserve(std::uint64_t address, std::uint64_t bytes) override {
+    return said(call_.cuMemAddressFree(address, bytes), "cuMemAddressFree");
+  }
 
   Result<Chunk> create(std::uint64_t bytes, Place place) override {
     const CUmemAllocationProp properties = properties_of(place);

@@ -65,7 +65,7 @@ class Driver {
 
   // Addresses. `hint`: where they should begin; another place is an answer too, the caller compares.
   virtual Result<std::uint64_t> reserve(std::uint64_t bytes, std::uint64_t hint) = 0;
-  virtual void unreserve(std::uint64_t address, std::uint64_t bytes) = 0;
+  virtual Status unreserve(std::uint64_t address, std::uint64_t bytes) = 0;
   // Physical memory, and its mapping as a whole at a reserved address, readable and writable by kernels.
   virtual Result<Chunk> create(std::uint64_t bytes, Place place) = 0;
   virtual void release(Chunk chunk) = 0;

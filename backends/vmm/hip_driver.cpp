@@ -96,8 +96,8 @@ class HipDriver final : public Driver {
     UHMM_TRY(said(call_.hipMemAddressReserve(&address, bytes, kBlockBytes, pointer(hint), 0), "hipMemAddressReserve"));
     return reinterpret_cast<std::uint64_t>(address);
   }
-  void unreserve(std::uint64_t address, std::uint64_t bytes) override {
-    (void)call_.hipMemAddressFree(pointer(address), bytes);
+  Status unreserve(std::uint64_t address, std::uint64_t bytes) override {
+    return said(call_.hipMemAddressFree(pointer(address), bytes), "hipMemAddressFree");
   }
 
   Result<Chunk> create(std::uint64_t bytes, Place place) override {

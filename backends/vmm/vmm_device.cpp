@@ -93,7 +93,8 @@ void VmmDevice::drop_everything(bool broken) {
     // The context takes with it what it had; the addresses are the process's.
     driver_->close(broken);
     lanes_.forget();
-    for (const auto& [begin, reservation] : reservations_) Adoption::unreserve(*driver_, begin, reservation.bytes);
+    for (const auto& [begin, reservation] : reservations_)
+      (void)Adoption::unreserve(*driver_, begin, reservation.bytes);
     blocks_.clear();
     reservations_.clear();
     device_bytes_ = spilled_bytes_ = 0;

@@ -96,8 +96,8 @@ void VmmDevice::release_window(std::uint64_t begin, std::uint64_t end) {
     block.used.clear();
     Reservation& reservation = *block.reservation;
     if (--reservation.blocks_used != 0) continue;
-    if (!lost_.load()) Adoption::unreserve(*driver_, reservation.begin, reservation.bytes);
-    if (lost_.load()) continue;  // its blocks are forgotten when the device closes
+    // What the driver doesn't take back is used again by the next window there, or tried once more at the end.
+    if (lost_.load() || !seen(Adoption::unreserve(*driver_, reservation.begin, reservation.bytes)).ok()) continue;
     const std::uint64_t first = reservation.begin;
     const std::uint64_t last = first + reservation.bytes;
     blocks_.erase(blocks_.find(first), blocks_.lower_bound(last));

@@ -103,6 +103,9 @@ UHMM_API const char* uhmm_version_string(void);
 /* Bring everything home before fork(), also where a child could be served from the devices: the child then has plain
  * copies from the start, and no thread of the runtime's (env UHMM_FORK_HOME=1). */
 #define UHMM_CONFIG_FORK_HOME 0x20u
+/* The GPU is of this vendor's driver; with neither, of the one that has a GPU (env UHMM_GPU_KIND=cuda). */
+#define UHMM_CONFIG_GPU_CUDA 0x40u
+#define UHMM_CONFIG_GPU_HIP 0x80u
 
 /*
  * How the runtime learns of CPU faults: the rungs of a ladder, best first. AUTO takes the first that this process may
@@ -129,7 +132,7 @@ typedef enum uhmm_fault_rung {
 typedef struct uhmm_config {
   size_t size;                 /* sizeof(uhmm_config) */
   uint32_t flags;              /* UHMM_CONFIG_* */
-  uint32_t soft_devices;       /* devices opened by uhmm_init, 1..8, default 1 (UHMM_SOFT_DEVICES) */
+  uint32_t soft_devices;       /* devices opened by uhmm_init, 1..8, default 1, without a GPU (UHMM_SOFT_DEVICES) */
   uint64_t device_memory;      /* bytes of each soft device, >= 2 MiB, default 2 GiB (UHMM_DEVICE_MEMORY) */
   uint32_t device_workers;     /* kernel workers of each soft device, 1..256, default: CPUs (UHMM_DEVICE_WORKERS) */
   uint32_t service_threads;    /* fault service threads, 1..64, default min(CPUs, 8) (UHMM_SERVICE_THREADS) */
@@ -138,7 +141,7 @@ typedef struct uhmm_config {
   uint64_t link_latency_ns;    /* soft link model: added per copy, default 0 = off (UHMM_LINK_LATENCY_NS) */
   uint64_t link_bytes_per_sec; /* soft link model: limit, default 0 = off (UHMM_LINK_BANDWIDTH) */
   uint32_t fault_rung; /* uhmm_fault_rung; as words auto, syscall, device, user-mode, signal (UHMM_FAULTS=auto) */
-  uint32_t reserved;   /* 0 */
+  uint32_t gpus;       /* GPUs opened by uhmm_init, before soft devices, 0 or 1, default 0 (UHMM_GPUS) */
 } uhmm_config;
 #define UHMM_CONFIG_INIT \
   { sizeof(uhmm_config), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
@@ -146,10 +149,10 @@ typedef struct uhmm_config {
 /*
  * Start the runtime: service threads and devices. `config` may be NULL (all defaults).
  * Errors: ALREADY (running); CONFIG (a field or variable out of range; the detail names it and the range);
- * NOT_SUPPORTED (no userfaultfd: the detail says why and what helps); PERMISSION (the same, or fault_rung names a rung
- * that this process may not use); NO_MEMORY; SYSTEM.
- * After uhmm_shutdown it may be called again, and so it may in a child made by fork() whose parent runs: it starts a
- * runtime of the child's own, with no range registered. FORKED: called by a kernel.
+ * NOT_SUPPORTED (no userfaultfd: the detail says why and what helps; or a GPU is asked for and there is no driver, or
+ * an old one); NO_DEVICE (no GPU); PERMISSION (as NOT_SUPPORTED, or fault_rung names a rung that this process may not
+ * use); NO_MEMORY; SYSTEM. After uhmm_shutdown it may be called again, and so it may in a child made by fork() whose
+ * parent runs: it starts a runtime of the child's own, with no range registered. FORKED: called by a kernel.
  */
 UHMM_API uhmm_status uhmm_init(const uhmm_config* config);
 /*
@@ -195,9 +198,9 @@ typedef struct uhmm_device_info {
 
 typedef struct uhmm_device_desc {
   size_t size;                 /* sizeof(uhmm_device_desc) */
-  uint32_t kind;               /* UHMM_DEVICE_SOFT */
-  uint32_t flags;              /* 0 or UHMM_DEVICE_COHERENT */
-  uint64_t memory_bytes;       /* >= 2 MiB, rounded up to 2 MiB; 0: as configured */
+  uint32_t kind;               /* uhmm_device_kind */
+  uint32_t flags;              /* 0; soft devices: or UHMM_DEVICE_COHERENT */
+  uint64_t memory_bytes;       /* >= 2 MiB, rounded up to 2 MiB; 0: as configured; of a GPU: most of its free memory */
   uint32_t workers;            /* 0: as configured */
   uint32_t reserved;           /* 0 */
   uint64_t link_latency_ns;    /* 0: as configured */
@@ -216,7 +219,8 @@ UHMM_API uhmm_status uhmm_device_get_info(uhmm_processor device, uhmm_device_inf
 /*
  * Add a device at run time. Every registered range becomes reachable from it.
  * Errors: INVALID (desc or out NULL, kind, flags, size); NO_MEMORY (8 devices present, or no address space);
- * NOT_SUPPORTED (kind not built in or its driver absent); SYSTEM. Nothing half done.
+ * NOT_SUPPORTED (kind not built in, or its driver absent or too old; a second GPU; a GPU with the rung `signal`);
+ * NO_DEVICE (the driver has no GPU); PERMISSION (it may not be opened); SYSTEM. Nothing half done.
  */
 UHMM_API uhmm_status uhmm_device_add(const uhmm_device_desc* desc, uhmm_processor* out);
 /*
@@ -478,20 +482,26 @@ typedef struct uhmm_kernel_item {
  * once per grid cell, by several workers at once. It sees managed memory at its usual addresses; unregistered memory
  * is a private snapshot from when the device started. It must not allocate, lock what other threads of the program
  * lock, or call uhmm. `args` points to a copy of the launch's argument bytes (16-byte aligned, shared by all cells).
+ *
+ * On a GPU a kernel is a function handle of its driver (CUfunction, hipFunction_t), cast to this type, and `args` are
+ * its parameters in one piece, as the driver lays them out. Before it starts all registered memory comes to the GPU,
+ * for it has no page faults; an access by the CPU meanwhile waits until the kernel has ended.
  */
 typedef void (*uhmm_kernel)(const uhmm_kernel_item* item, void* args);
 
 #define UHMM_MAX_ARGS_BYTES 4096u
 typedef struct uhmm_launch_desc {
-  size_t size;        /* sizeof(uhmm_launch_desc) */
-  uhmm_kernel kernel; /* what to run */
-  const void* args;   /* copied at the call; may be NULL if args_size is 0 */
-  size_t args_size;   /* bytes, <= UHMM_MAX_ARGS_BYTES */
-  uint32_t grid[3];   /* cells in x, y, z; 0 counts as 1 */
-  uint32_t flags;     /* 0 */
+  size_t size;           /* sizeof(uhmm_launch_desc) */
+  uhmm_kernel kernel;    /* what to run */
+  const void* args;      /* copied at the call; may be NULL if args_size is 0 */
+  size_t args_size;      /* bytes, <= UHMM_MAX_ARGS_BYTES */
+  uint32_t grid[3];      /* cells in x, y, z; on a GPU: blocks of threads; 0 counts as 1 */
+  uint32_t flags;        /* 0 */
+  uint32_t block[3];     /* on a GPU: threads of a block; 0 counts as 1; elsewhere ignored */
+  uint32_t shared_bytes; /* on a GPU: dynamic shared memory of a block; elsewhere ignored */
 } uhmm_launch_desc;
 #define UHMM_LAUNCH_DESC_INIT \
-  { sizeof(uhmm_launch_desc), NULL, NULL, 0, {1, 1, 1}, 0 }
+  { sizeof(uhmm_launch_desc), NULL, NULL, 0, {1, 1, 1}, 0, {1, 1, 1}, 0 }
 /*
  * Queue a kernel. Errors: NOT_FOUND (stream); INVALID; UNKNOWN_KERNEL (not a function the device knows: the detail
  * says which library, and that uhmm_device_restart makes it known); DEVICE_LOST. A kernel that crashes is

@@ -97,11 +97,10 @@ uhmm_status uhmm_device_add(const uhmm_device_desc* desc, uhmm_processor* out) {
   UHMM_RUNTIME(rt);
   if (const Status good = check_struct(desc, "uhmm_device_desc"); !good.ok()) return good.code();
   if (out == nullptr) return fail(UHMM_ERR_INVALID, "out is NULL").code();
-  if (desc->kind == UHMM_DEVICE_CUDA || desc->kind == UHMM_DEVICE_HIP)
-    return fail(UHMM_ERR_NOT_SUPPORTED, "this build has no %s backend", desc->kind == UHMM_DEVICE_CUDA ? "CUDA" : "HIP")
-        .code();
-  if (desc->kind != UHMM_DEVICE_SOFT) return fail(UHMM_ERR_INVALID, "unknown kind of device %u", desc->kind).code();
-  if ((desc->flags & ~UHMM_DEVICE_COHERENT) != 0 || desc->reserved != 0)
+  const bool gpu = desc->kind == UHMM_DEVICE_CUDA || desc->kind == UHMM_DEVICE_HIP;
+  if (!gpu && desc->kind != UHMM_DEVICE_SOFT)
+    return fail(UHMM_ERR_INVALID, "unknown kind of device %u", desc->kind).code();
+  if ((desc->flags & ~(gpu ? 0u : UHMM_DEVICE_COHERENT)) != 0 || desc->reserved != 0)
     return fail(UHMM_ERR_INVALID, "unknown flags %#x", desc->flags).code();
   if ((desc->memory_bytes != 0 && desc->memory_bytes < kBlockBytes) || desc->memory_bytes > (std::uint64_t{1} << 46) ||
       desc->workers > 256)

@@ -165,7 +165,7 @@ Status access_piece(Runtime& rt, DeviceIndex index, VirtAddr at, std::byte* buff
     // What was refused must not stay refused: no kernel failed there.
     const ByteRange pages = range.to_pages();
     if (done.code() == UHMM_ERR_FAULT) (void)device->unmap({&pages, 1});
-    device->end_work();
+    engine::end_device_work(rt.context, index, *device);
     if (done.code() != UHMM_ERR_FAULT) break;
   }
   return done;

@@ -142,7 +142,11 @@ uhmm_status uhmm_launch(uhmm_stream stream, const uhmm_launch_desc* desc) {
   } copy;
   copy.launch.kernel = desc->kernel;
   copy.launch.args_bytes = desc->args_size;
-  for (int i = 0; i < 3; ++i) copy.launch.grid[i] = std::max(1u, desc->grid[i]);
+  for (int i = 0; i < 3; ++i) {
+    copy.launch.grid[i] = std::max(1u, desc->grid[i]);
+    copy.launch.block[i] = std::max(1u, desc->block[i]);
+  }
+  copy.launch.shared_bytes = desc->shared_bytes;
   std::copy_n(static_cast<const std::byte*>(desc->args), desc->args_size, copy.args.data());
   return rt->context.workers
       .call([rt, stream, copy]() -> Status {

@@ -77,6 +77,24 @@ constexpr Rung kRungs[] = {{"auto", UHMM_FAULTS_AUTO},
                            {"user-mode", UHMM_FAULTS_USER_MODE},
                            {"signal", UHMM_FAULTS_SIGNAL}};
 
+struct GpuKind {
+  const char* name;
+  std::uint32_t flags;
+};
+constexpr std::uint32_t kGpuFlags = UHMM_CONFIG_GPU_CUDA | UHMM_CONFIG_GPU_HIP;
+constexpr GpuKind kGpuKinds[] = {{"auto", 0}, {"cuda", UHMM_CONFIG_GPU_CUDA}, {"hip", UHMM_CONFIG_GPU_HIP}};
+
+Status read_gpu_kind(std::uint32_t* flags) {
+  const char* text = environment("UHMM_GPU_KIND");
+  if (text == nullptr) return {};
+  for (const GpuKind& known : kGpuKinds) {
+    if (std::strcmp(text, known.name) != 0) continue;
+    *flags = (*flags & ~kGpuFlags) | known.flags;
+    return {};
+  }
+  return fail(UHMM_ERR_CONFIG, "UHMM_GPU_KIND=%s is none of auto, cuda, hip", text);
+}
+
 Status read_rung(std::uint32_t* rung) {
   const char* text = environment("UHMM_FAULTS");
   if (text == nullptr) return {};
@@ -123,7 +141,8 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
     config.size = sizeof(config);
   }
   constexpr std::uint32_t kKnownFlags = UHMM_CONFIG_NO_MOVE | UHMM_CONFIG_NO_ENV | UHMM_CONFIG_COHERENT |
-                                        UHMM_CONFIG_NO_REPORT | UHMM_CONFIG_DEVICE_ENTRIES | UHMM_CONFIG_FORK_HOME;
+                                        UHMM_CONFIG_NO_REPORT | UHMM_CONFIG_DEVICE_ENTRIES | UHMM_CONFIG_FORK_HOME |
+                                        kGpuFlags;
   if ((config.flags & ~kKnownFlags) != 0)
     return fail(UHMM_ERR_CONFIG, "uhmm_config.flags has unknown bits: %#x", config.flags & ~kKnownFlags);
   const bool use_environment = (config.flags & UHMM_CONFIG_NO_ENV) == 0;
@@ -135,12 +154,13 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
     UHMM_TRY(read_switch("UHMM_NO_REPORT", "0", "1", UHMM_CONFIG_NO_REPORT, &config.flags));
     UHMM_TRY(read_switch("UHMM_DEVICE_ENTRIES", "0", "1", UHMM_CONFIG_DEVICE_ENTRIES, &config.flags));
     UHMM_TRY(read_switch("UHMM_FORK_HOME", "0", "1", UHMM_CONFIG_FORK_HOME, &config.flags));
+    UHMM_TRY(read_gpu_kind(&config.flags));
     UHMM_TRY(read_rung(&config.fault_rung));
   }
-  if (config.fault_rung > UHMM_FAULTS_SIGNAL || config.reserved != 0)
-    return fail(UHMM_ERR_CONFIG, "uhmm_config.%s = %u is out of range",
-                config.reserved != 0 ? "reserved" : "fault_rung",
-                config.reserved != 0 ? config.reserved : config.fault_rung);
+  if (config.fault_rung > UHMM_FAULTS_SIGNAL)
+    return fail(UHMM_ERR_CONFIG, "uhmm_config.fault_rung = %u is out of range", config.fault_rung);
+  if ((config.flags & kGpuFlags) == kGpuFlags)
+    return fail(UHMM_ERR_CONFIG, "uhmm_config.flags names two vendors; a GPU is of one");
 #define UHMM_X(field, name, fallback, smallest, largest, unit) \
   UHMM_TRY(settle("uhmm_config." #field, name, unit, use_environment, &config.field, fallback, smallest, largest));
   UHMM_SETTING_LIST(UHMM_X)
@@ -148,6 +168,11 @@ Result<uhmm_config> resolve_config(const uhmm_config* given) {
   config.device_memory = (config.device_memory + kBlockBytes - 1) & ~(kBlockBytes - 1);
   config.fault_around &= ~(kPageBytes - 1);
   return config;
+}
+
+const char* driver_library(uhmm_device_kind kind, bool use_environment) {
+  if (!use_environment) return nullptr;
+  return environment(kind == UHMM_DEVICE_CUDA ? "UHMM_CUDA_LIBRARY" : "UHMM_HIP_LIBRARY");
 }
 
 Result<log::Level> resolve_log_level(bool use_environment) {

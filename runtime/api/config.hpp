@@ -9,7 +9,8 @@ namespace uhmm::api {
 
 // X(field of uhmm_config, environment name, default expression, smallest, largest, unit)
 #define UHMM_SETTING_LIST(X)                                                                                   \
-  X(soft_devices, "UHMM_SOFT_DEVICES", 1, 1, 8, "devices")                                                     \
+  X(gpus, "UHMM_GPUS", 0, 0, 1, "GPUs")                                                                        \
+  X(soft_devices, "UHMM_SOFT_DEVICES", (config.gpus != 0 ? 0 : 1), (config.gpus != 0 ? 0 : 1), 8, "devices")   \
   X(device_memory, "UHMM_DEVICE_MEMORY", std::uint64_t{2} << 30, kBlockBytes, std::uint64_t{1} << 46, "bytes") \
   X(device_workers, "UHMM_DEVICE_WORKERS", cpus, 1, 256, "threads")                                            \
   X(service_threads, "UHMM_SERVICE_THREADS", (cpus < 8 ? cpus : 8), 1, 64, "threads")                          \
@@ -20,6 +21,8 @@ namespace uhmm::api {
 
 // The configuration in force: struct (may be NULL), then environment, then defaults. Errors: INVALID, CONFIG.
 Result<uhmm_config> resolve_config(const uhmm_config* given);
+// From UHMM_CUDA_LIBRARY or UHMM_HIP_LIBRARY: a driver other than the usual one. nullptr: none is named.
+const char* driver_library(uhmm_device_kind kind, bool use_environment);
 // From UHMM_LOG. Errors: CONFIG.
 Result<log::Level> resolve_log_level(bool use_environment);
 

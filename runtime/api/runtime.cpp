@@ -9,6 +9,7 @@
 
 #include "backends/soft/soft_device.hpp"
 #include "runtime/api/config.hpp"
+#include "runtime/api/gpu.hpp"
 #include "runtime/base/arena.hpp"
 #include "runtime/base/epoch.hpp"
 #include "runtime/engine/fork_heir.hpp"
@@ -116,6 +117,7 @@ Status Runtime::start(const uhmm_config& config) {
     if (const int error = os::FaultSignal::install(serve, &context); error != 0)
       return fail_errno("handling SIGBUS", error);
   }
+  if (config.gpus != 0) UHMM_TRY(context.workers.call([this]() -> Status { return add_gpu(); }));
   for (std::uint32_t i = 0; i < config.soft_devices; ++i) {
     uhmm_device_desc desc = UHMM_DEVICE_DESC_INIT;
     desc.flags = (config.flags & UHMM_CONFIG_COHERENT) != 0 ? UHMM_DEVICE_COHERENT : 0;
@@ -137,6 +139,11 @@ Status Runtime::add_device(const uhmm_device_desc& desc, std::uint32_t* processo
   const std::scoped_lock lock(lifecycle);
   Result<DeviceIndex> index = devices.free_slot();
   if (!index.ok()) return index.status();
+  if (desc.kind != UHMM_DEVICE_SOFT) {
+    UHMM_TRY(api::add_gpu(*this, *index, desc));
+    *processor = index->processor();
+    return {};
+  }
   soft::Options options;
   std::snprintf(options.name, sizeof(options.name), "soft%u", index->value);
   options.processor = index->processor();
@@ -155,6 +162,15 @@ Status Runtime::add_device(const uhmm_device_desc& desc, std::uint32_t* processo
   }
   *processor = index->processor();
   return {};
+}
+
+Status Runtime::add_gpu() {
+  Result<uhmm_device_kind> kind = choose_gpu(context.config);
+  if (!kind.ok()) return kind.status();
+  uhmm_device_desc desc = UHMM_DEVICE_DESC_INIT;
+  desc.kind = *kind;
+  std::uint32_t ignored = 0;
+  return add_device(desc, &ignored);
 }
 
 Status Runtime::stop() {

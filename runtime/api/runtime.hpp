@@ -31,6 +31,8 @@ class Runtime {
   Status stop();
 
   Status add_device(const uhmm_device_desc& desc, std::uint32_t* processor);
+  // As configured: the vendor that is named, or the one that has a GPU.
+  Status add_gpu();
 
   // Around fork(): nothing leaves system memory, and what is away comes home or is written down for the child; then on
   // again, or over in the child.

@@ -10,6 +10,7 @@
 #include "runtime/engine/fork_gate.hpp"
 #include "runtime/engine/patience.hpp"
 #include "runtime/engine/staging.hpp"
+#include "runtime/engine/work_gate.hpp"
 #include "runtime/engine/worker_pool.hpp"
 #include "runtime/os/memory.hpp"
 #include "runtime/os/userfaultfd.hpp"
@@ -39,6 +40,7 @@ struct DeviceSlot {
   std::atomic<bool> paused{false};              // being restarted or removed: work waits
   std::atomic<bool> shut{false};                // and no page comes there any more
   std::atomic<bool> holds_end{false};           // it is about to end: acquires keep no memory there from kernels
+  WorkGate gate;                                // of a device without faults
   Patience patience;                            // with faults that can't be served
   std::atomic<std::uint32_t> unattached{0};     // registered ranges that the device can't reach yet
   std::atomic<std::uint64_t> current_pages{0};  // pages with a current copy there
@@ -58,6 +60,7 @@ struct DeviceSlot {
   void begin_life() {
     life.fetch_add(1);
     lost_reason[0] = '\0';
+    gate.note_change();
     lost.store(false);
     loss_claimed.store(false);
   }
@@ -86,6 +89,7 @@ struct Context {
   std::array<Pool, state::kMaxPools> pools;
   Staging staging;
   std::atomic<std::uint32_t> moves_under_way{0};  // of memory, by the program, past us
+  std::atomic<std::uint32_t> insisting{0};        // gatherers that others have to let go first
   trace::EventRing events;
   trace::Counters totals;
   ForkGate fork_gate;
@@ -100,10 +104,11 @@ struct Context {
     DeviceSlot& entry = slots[index.value];
     return entry.device != nullptr && !entry.lost.load(std::memory_order_acquire) ? entry.device : nullptr;
   }
-  // Was it acquired? Then it is not evicted, unless the device is about to end: that waits for kernels, which may wait
-  // for room.
+  // Was it acquired, or is everything being gathered there? Then it is not evicted, unless the device is about to end:
+  // that waits for kernels, which may wait for room.
   bool is_held(const state::BlockDevice& part) const {
-    return part.holds.load() != 0 && !slots[part.device].holds_end.load();
+    const DeviceSlot& entry = slots[part.device];
+    return (part.holds.load() != 0 && !entry.holds_end.load()) || entry.gate.gathering.load();
   }
   void record(uhmm_event_kind kind, uhmm_cause cause, ByteRange bytes, std::uint32_t pages, std::uint32_t processor,
               std::uint64_t duration_ns = 0);
@@ -117,7 +122,8 @@ struct Context {
   }
 };
 
-// Where a page of a segment is in the device's aperture.
+// Where a page of a segment is in the device's aperture, if the device has one.
+inline bool has_aperture(const Range& range, DeviceIndex device) { return range.windows[device.value].host != nullptr; }
 inline std::byte* aperture(const Range& range, DeviceIndex device, VirtAddr address) {
   const backend::Window& window = range.windows[device.value];
   return window.host + (address - window.range.begin);

@@ -46,6 +46,7 @@ Status attach(Context& context, Range& range, DeviceIndex index) {
   range.windows[index.value] = window;
   range.attached.fetch_or(bit, std::memory_order_release);
   context.slot(index).unattached.fetch_sub(1);
+  context.slot(index).gate.note_change();
   return {};
 }
 
@@ -58,12 +59,21 @@ Status attach_all(Context& context, DeviceIndex index) {
 
 bool must_ask(Context& context, DeviceIndex index, const BlockDevice& part, const PageMask& pages) {
   const Device* device = context.healthy(index);
+  if (!context.slot(index).capabilities.faulting) return false;  // asking is of no use, waiting for its work is
   return device != nullptr && part.mapped.intersects(pages) && device->busy();
 }
 
 Status revoke(Context& context, DeviceIndex index, BlockDevice& part, const PageMask& pages) {
   const PageMask mapped = part.mapped & pages;
   Device* device = context.healthy(index);
+  if (!context.slot(index).capabilities.faulting) {
+    // Its entries are never unmapped one by one: a running kernel reaches all that is there, whatever the masks say,
+    // and none starts before everything is there again.
+    if (device != nullptr && (mapped | (part.resident & pages)).any()) context.slot(index).gate.take();
+    part.mapped -= mapped;
+    part.writable -= mapped;
+    return {};
+  }
   if (mapped.none() || device == nullptr) return {};
   // The entries become stale: they may go on existing as long as nothing runs that could use them.
   if (context.slot(index).memory.defer_unmap(&part, [&] { return device->busy(); })) return {};

@@ -23,7 +23,7 @@ Status DeviceTable::add(DeviceIndex index, Device* device, std::uint64_t memory_
   {
     const std::unique_lock lock(context_.space.mutex());
     slot.capabilities = device->capabilities();
-    slot.memory.reset(memory_bytes >> kPageShift);
+    slot.memory.reset((memory_bytes != 0 ? memory_bytes : slot.capabilities.memory_bytes) >> kPageShift);
     slot.unattached.store(static_cast<std::uint32_t>(context_.space.ranges().size()));
     slot.device = device;
     slot.begin_life();

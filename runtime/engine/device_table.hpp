@@ -16,7 +16,7 @@ class DeviceTable {
 
   // A free slot, or NO_MEMORY.
   Result<DeviceIndex> free_slot();
-  // Opens `device` and puts it there; takes it over on success only.
+  // Opens `device` and puts it there; takes it over on success only. `memory_bytes`: 0 for what the device says it has.
   Status add(DeviceIndex index, Device* device, std::uint64_t memory_bytes, Destroy destroy);
   Status remove(DeviceIndex index);
   Status restart(DeviceIndex index);

@@ -23,9 +23,10 @@ Status with_device(Context& context, DeviceIndex index, Visit&& visit) {
 }
 
 // The device is about to run something: announces it, makes every range reachable and unmaps what is stale. On success
-// the device stays until the caller ends the work with Device::end_work(), which is the last it may do with it. Waits
-// as with_device() does.
+// the device stays until the caller ends the work with end_device_work(), which is the last it may do with it. Waits as
+// with_device() does. To a device without faults everything comes first (work_gate.hpp), and stays until the end.
 Status begin_device_work(Context& context, DeviceIndex index, Device** device);
+void end_device_work(Context& context, DeviceIndex index, Device& device);
 
 // Who restarts or removes a device: new work waits from now on (until the end of this object), and what is under way
 // has ended. Lifecycle lock held.

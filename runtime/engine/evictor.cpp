@@ -35,6 +35,7 @@ void free_retained(Context& context, Block& block, DeviceIndex index) {
 
 // Take the oldest active block's mapping away: if the device uses the block, its next fault will say so.
 void age_one(Context& context, DeviceIndex index, std::uint32_t pool, ByteRange avoid) {
+  if (!context.slot(index).capabilities.faulting) return;
   state::DeviceMemory& memory = context.slot(index).memory;
   BlockDevice* part = policy::choose_for_aging(memory, pool, [&](const BlockDevice& candidate) {
     return !avoid.contains(candidate.block->base) && !context.is_held(candidate);

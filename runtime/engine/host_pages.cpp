@@ -273,10 +273,20 @@ bool Arrival::publish_run(PageRun run, bool protect, PageMask& done) {
       if (progress.error == EINVAL) stop_moving(context_, *segment_.range);
     }
     if (!left_slot) {
-      const std::byte* from = staged ? slot_->memory + run.offset()
-                                     : aperture(*segment_.range, device_, segment_.block->base + run.offset());
-      progress = should_fail(Point::CopyToManaged) ? os::Progress{0, ENOMEM}
-                                                   : context_.uffd.copy(to, from, run.bytes(), protect);
+      std::size_t bytes = run.bytes();
+      const std::byte* from = nullptr;
+      if (staged) {
+        from = slot_->memory + run.offset();
+      } else if (has_aperture(*segment_.range, device_)) {
+        from = aperture(*segment_.range, device_, segment_.block->base + run.offset());
+      } else {
+        // What can't be read in place goes through a buffer, in pieces.
+        bytes = std::min(bytes, Bounce::kBytes);
+        from = bounce_.fill(context_, segment_, device_, {to, to + bytes});
+        if (from == nullptr) return false;
+      }
+      progress =
+          should_fail(Point::CopyToManaged) ? os::Progress{0, ENOMEM} : context_.uffd.copy(to, from, bytes, protect);
       if (!staged) context_.slot(device_).device->charge_link(progress.done);
     }
     auto pages = static_cast<std::uint32_t>(progress.done >> kPageShift);
@@ -379,6 +389,10 @@ Status copy_protected(Context& context, const Segment& segment, DeviceIndex inde
     const ByteRange range = segment.block->range_of(run);
     if (segment.range->backing == state::Backing::Shared) {
       status = device.copy_in(segment.range->windows[index.value], range, in_alias(segment, run));
+      return;
+    }
+    if (!has_aperture(*segment.range, index)) {
+      status = copy_by_bounce(context, segment, index, range);
       return;
     }
     std::byte* to = aperture(*segment.range, index, range.begin);

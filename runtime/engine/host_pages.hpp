@@ -8,6 +8,7 @@
 // The block's lock is held across each pair of calls. Nothing here ever sleeps in a fault.
 #pragma once
 
+#include "runtime/engine/bounce.hpp"
 #include "runtime/engine/context.hpp"
 
 namespace uhmm::engine {
@@ -77,6 +78,7 @@ class Arrival {
   DeviceIndex device_;
   Staging::Slot* slot_ = nullptr;
   PageMask in_slot_;
+  Bounce bounce_;
 };
 
 // Do entries in the kernel's page table stand for this range's pages on devices?

@@ -6,6 +6,7 @@
 #include "runtime/base/check.hpp"
 #include "runtime/base/inject.hpp"
 #include "runtime/engine/block_scope.hpp"
+#include "runtime/engine/bounce.hpp"
 #include "runtime/engine/coherent.hpp"
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/device_work.hpp"
@@ -82,9 +83,12 @@ Status copy_from_peers(Context& context, const Segment& segment, DeviceIndex ind
     UHMM_TRY(revoke(context, from, *part, theirs));
     theirs.for_each_run([&](PageRun run) {
       const ByteRange range = segment.block->range_of(run);
-      if (status.ok())
+      if (!status.ok()) return;
+      if (has_aperture(*segment.range, from))
         status =
             device.copy_in(segment.range->windows[index.value], range, aperture(*segment.range, from, range.begin));
+      else
+        status = copy_between(context, segment, from, index, range);
     });
     UHMM_TRY(status);
   }
@@ -145,6 +149,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   Outcome out;
   Block& block = *segment.block;
   Range& range = *segment.range;
+  let_gather_first(context, index);
   const std::uint64_t started = os::now_ns();
   ArmScope armed(context, range);
   if (!armed.status().ok()) {
@@ -360,6 +365,7 @@ PageMask bring_home(Context& context, const Segment& segment, DeviceIndex index,
 Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want want, uhmm_cause cause) {
   Outcome out;
   Block& block = *segment.block;
+  let_gather_first(context, DeviceIndex{kMaxDevices});
   const std::uint64_t started = os::now_ns();
   pages &= PageMask::of(segment.run);
   {
@@ -378,7 +384,9 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
       if (theirs.none()) continue;
       const std::uint64_t copy_started = os::now_ns();
       Status status;
-      const bool whole = block.exclusive.intersects(theirs) || block.in_place.intersects(theirs);
+      // Nor can a device that may always write keep a copy beside another one.
+      const bool whole = block.exclusive.intersects(theirs) || block.in_place.intersects(theirs) ||
+                         !context.slot(index).capabilities.read_only_maps;
       const Want how = whole ? Want::Move : want;
       const PageMask in_place = theirs & block.in_place;
       PageMask came;

@@ -352,7 +352,7 @@ Status Streams::run_launch(Stream& stream, const backend::Launch& launch) {
   status = ticket.ok() ? device->wait(*ticket) : ticket.status();
   // Asked before the device may be removed.
   const bool died = !status.ok() && device->lost();
-  device->end_work();
+  end_device_work(context_, stream.device, *device);
   if (died) {
     // Whoever sees the error finds the device's state and its pages' states settled.
     char detail[kDetailBytes];

@@ -57,9 +57,10 @@ TEST_F(BadConfig, StructFieldsOutOfRange) {
       {"link_latency_ns", [](uhmm_config& c) { c.link_latency_ns = UINT64_MAX; }},
       {"link_bytes_per_sec", [](uhmm_config& c) { c.link_bytes_per_sec = UINT64_MAX; }},
       {"fault_rung", [](uhmm_config& c) { c.fault_rung = 5; }},
-      {"reserved", [](uhmm_config& c) { c.reserved = 1; }},
+      {"gpus", [](uhmm_config& c) { c.gpus = 2; }},
+      {"two vendors", [](uhmm_config& c) { c.flags |= UHMM_CONFIG_GPU_CUDA | UHMM_CONFIG_GPU_HIP; }},
       {"flags", [](uhmm_config& c) { c.flags |= 0x80000000; }},
-      {"flags", [](uhmm_config& c) { c.flags |= 0x20; }},
+      {"flags", [](uhmm_config& c) { c.flags |= 0x80; }},
   };
   for (const auto& row : rows) {
     SCOPED_TRACE(row.field);
@@ -77,11 +78,11 @@ TEST_F(BadConfig, StructSize) {
   }
 }
 
-constexpr const char* kNumbers[] = {"UHMM_SOFT_DEVICES",    "UHMM_DEVICE_MEMORY", "UHMM_DEVICE_WORKERS",
-                                    "UHMM_SERVICE_THREADS", "UHMM_STAGING",       "UHMM_FAULT_AROUND",
-                                    "UHMM_LINK_LATENCY_NS", "UHMM_LINK_BANDWIDTH"};
+constexpr const char* kNumbers[] = {"UHMM_SOFT_DEVICES",    "UHMM_DEVICE_MEMORY",  "UHMM_DEVICE_WORKERS",
+                                    "UHMM_SERVICE_THREADS", "UHMM_STAGING",        "UHMM_FAULT_AROUND",
+                                    "UHMM_LINK_LATENCY_NS", "UHMM_LINK_BANDWIDTH", "UHMM_GPUS"};
 constexpr const char* kWords[] = {"UHMM_NO_MOVE",   "UHMM_NO_REPORT", "UHMM_DEVICE_ENTRIES", "UHMM_FORK_HOME",
-                                  "UHMM_SOFT_KIND", "UHMM_LOG",       "UHMM_FAULTS"};
+                                  "UHMM_SOFT_KIND", "UHMM_LOG",       "UHMM_FAULTS",         "UHMM_GPU_KIND"};
 
 TEST_F(BadConfig, EveryVariableTriedIsNamedInTheHeader) {
   std::ifstream file(std::string(UHMM_INCLUDE_DIR) + "/uhmm/uhmm.h");

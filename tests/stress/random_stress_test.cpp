@@ -9,7 +9,7 @@
 #include <thread>
 
 #include "runtime/base/inject.hpp"
-#include "tests/support/runtime.hpp"
+#include "tests/support/gpu_runtime.hpp"
 #include "tests/support/seed.hpp"
 
 namespace uhmm::test {
@@ -25,6 +25,7 @@ struct Variant {
   std::uint64_t device_memory;
   uhmm_fault_rung rung = UHMM_FAULTS_AUTO;
   bool huge = false;  // huge pages, where there are any
+  bool gpu = false;   // the first device is a GPU, over a double of its driver
 };
 void PrintTo(const Variant& variant, std::ostream* out) { *out << variant.name; }
 
@@ -203,6 +204,14 @@ TEST_P(RandomStress, EveryByteIsRight) {
   config.soft_devices = GetParam().devices;
   config.device_memory = GetParam().device_memory;
   config.fault_rung = GetParam().rung;
+  if (GetParam().gpu) {
+    if (driver_doubles().empty()) GTEST_SKIP() << "this build knows no driver of a GPU";
+    driver_doubles()[0].control().reset();
+    const uhmm_config with_gpu = gpu_config(driver_doubles()[0]);
+    config.flags = with_gpu.flags;
+    config.gpus = with_gpu.gpus;
+    --config.soft_devices;
+  }
   UHMM_ASSERT_OK(uhmm_init(&config));
   const std::uint64_t base_seed = seed();
 
@@ -213,7 +222,8 @@ TEST_P(RandomStress, EveryByteIsRight) {
   Memory neighbours(8 * kPage, false);
   add_piece(large.data(), large.bytes());
   add_piece(shared.data(), shared.bytes());
-  add_piece(heap.data() + 64, heap.size() / kSlot * kSlot - 128);
+  // A driver may need the heap to serve a fault on it.
+  if (!GetParam().gpu) add_piece(heap.data() + 64, heap.size() / kSlot * kSlot - 128);
   // Two ranges that meet in the middle of a page.
   add_piece(neighbours.data() + 128, 3 * kPage);
   add_piece(neighbours.data() + 128 + 3 * kPage, 4 * kPage);
@@ -251,16 +261,18 @@ TEST_P(RandomStress, EveryByteIsRight) {
   UHMM_EXPECT_OK(uhmm_shutdown());
 }
 
-INSTANTIATE_TEST_SUITE_P(Variants, RandomStress,
-                         testing::Values(Variant{"Move", 0, 1, std::uint64_t{64} << 20},
-                                         Variant{"NoMove", UHMM_CONFIG_NO_MOVE, 1, std::uint64_t{64} << 20},
-                                         Variant{"TwoDevices", 0, 2, std::uint64_t{64} << 20},
-                                         Variant{"TinyDevice", 0, 1, std::uint64_t{4} << 20},
-                                         Variant{"Signal", 0, 1, std::uint64_t{64} << 20, UHMM_FAULTS_SIGNAL},
-                                         Variant{"Huge", UHMM_CONFIG_DEVICE_ENTRIES, 1, std::uint64_t{8} << 20,
-                                                 UHMM_FAULTS_AUTO, true},
-                                         Variant{"Coherent", UHMM_CONFIG_COHERENT, 2, std::uint64_t{32} << 20}),
-                         [](const auto& variant) { return std::string(variant.param.name); });
+INSTANTIATE_TEST_SUITE_P(
+    Variants, RandomStress,
+    testing::Values(Variant{"Move", 0, 1, std::uint64_t{64} << 20},
+                    Variant{"NoMove", UHMM_CONFIG_NO_MOVE, 1, std::uint64_t{64} << 20},
+                    Variant{"TwoDevices", 0, 2, std::uint64_t{64} << 20},
+                    Variant{"TinyDevice", 0, 1, std::uint64_t{4} << 20},
+                    Variant{"Signal", 0, 1, std::uint64_t{64} << 20, UHMM_FAULTS_SIGNAL},
+                    Variant{"Huge", UHMM_CONFIG_DEVICE_ENTRIES, 1, std::uint64_t{8} << 20, UHMM_FAULTS_AUTO, true},
+                    Variant{"Coherent", UHMM_CONFIG_COHERENT, 2, std::uint64_t{32} << 20},
+                    Variant{"Gpu", 0, 1, std::uint64_t{64} << 20, UHMM_FAULTS_AUTO, false, true},
+                    Variant{"GpuAndSoft", 0, 2, std::uint64_t{64} << 20, UHMM_FAULTS_AUTO, false, true}),
+    [](const auto& variant) { return std::string(variant.param.name); });
 
 // The program's heap, managed as it is, while threads allocate from it: whoever serves faults can't need the allocator.
 TEST(HeapStress, AllocatingFromManagedHeapNeverDeadlocks) {

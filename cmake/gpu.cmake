@@ -2,7 +2,8 @@
 set(UHMM_CUDA_INCLUDE_DIR "" CACHE PATH "Folder of cuda.h; empty: looked for")
 set(UHMM_HIP_INCLUDE_DIR "" CACHE PATH "Folder of hip/hip_runtime_api.h; empty: looked for")
 
-find_path(uhmm_cuda_found cuda.h HINTS ${UHMM_CUDA_INCLUDE_DIR} ENV CUDA_HOME ENV CUDA_PATH PATHS /usr/local/cuda
+find_package(CUDAToolkit QUIET) # knows where toolkits usually are
+find_path(uhmm_cuda_found cuda.h HINTS ${UHMM_CUDA_INCLUDE_DIR} ${CUDAToolkit_INCLUDE_DIRS} ENV CUDA_HOME ENV CUDA_PATH
   PATH_SUFFIXES include)
 find_path(uhmm_hip_found hip/hip_runtime_api.h HINTS ${UHMM_HIP_INCLUDE_DIR} ENV ROCM_PATH PATHS /opt/rocm
   PATH_SUFFIXES include)

@@ -13,6 +13,8 @@ namespace uhmm::preload {
 namespace {
 
 std::atomic<std::uint64_t> generation{0};
+std::atomic<std::uint64_t> version{0};
+std::atomic<bool> all_mappings{false};
 
 // By begin. Threads of the program take the lock; nothing that serves a fault does.
 struct Table {
@@ -37,6 +39,7 @@ void add(ByteRange pages) {
     it = all.ranges.erase(it);
   }
   all.ranges.emplace(begin, end);
+  version.fetch_add(1);
 }
 
 bool register_pages(ByteRange pages);
@@ -84,6 +87,12 @@ bool manage(ByteRange pages) {
   return all;
 }
 
+bool manage_own(ByteRange pages) {
+  if (uhmm_register(pages.begin.pointer(), pages.bytes()) != UHMM_OK) return false;
+  add(pages);
+  return true;
+}
+
 Vector<ByteRange> managed_parts(ByteRange pages) {
   Vector<ByteRange> parts;
   Table& all = table();
@@ -109,12 +118,16 @@ void unmanage(ByteRange pages) {
       continue;
     }
     it = all.ranges.erase(it);
+    version.fetch_add(1);
     if (begin < pages.begin.value) all.ranges.emplace(begin, pages.begin.value);
     if (end > pages.end.value) it = all.ranges.emplace(pages.end.value, end).first;
   }
 }
 
-void unmanage_all() { table().ranges.clear(); }
+void unmanage_all() {
+  table().ranges.clear();
+  version.fetch_add(1);
+}
 void lock_managed_for_fork() {
   table().mutex.lock();
   lock_stacks_for_fork();
@@ -123,6 +136,11 @@ void unlock_managed_after_fork() {
   unlock_stacks_after_fork();
   table().mutex.unlock();
 }
+
+std::uint64_t managed_version() { return version.load(); }
+
+void manage_mappings(bool on) { all_mappings.store(on); }
+bool mappings_managed() { return all_mappings.load(std::memory_order_relaxed); }
 
 std::uint64_t map_generation() { return generation.load(std::memory_order_acquire); }
 void map_changes() { generation.fetch_add(1, std::memory_order_acq_rel); }

@@ -13,14 +13,22 @@ namespace uhmm::preload {
 
 // Register what of these pages is not yet. False: some of it can't be managed.
 bool manage(ByteRange pages);
+// The same for memory that nobody else maps, unmaps or registers.
+bool manage_own(ByteRange pages);
 // The parts of `pages` that were registered by manage(), ascending.
 Vector<ByteRange> managed_parts(ByteRange pages);
 // They end: to be called ahead of the system call.
 void unmanage(ByteRange pages);
+// Counts changes of what is managed.
+std::uint64_t managed_version();
 // In a forked child, with the lock: nothing is registered there.
 void unmanage_all();
 void lock_managed_for_fork();
 void unlock_managed_after_fork();
+
+// Is private anonymous memory that the program maps to be managed?
+void manage_mappings(bool on);
+bool mappings_managed();
 
 // Counts what may have changed mappings: what was learned of the memory map before is out of date.
 std::uint64_t map_generation();

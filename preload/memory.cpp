@@ -65,11 +65,26 @@ void* map_over(void* address, std::size_t length, int protection, int flags, int
   return dmirror::map(address, length, protection, flags, fd, offset);
 }
 
+// Memory that the program has just got, where that is to be managed: nobody else knows of it yet. What can't be
+// registered stays as it is.
+void manage_fresh(void* address, std::size_t length, int flags) {
+  constexpr int kKinds = MAP_TYPE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_STACK | MAP_HUGETLB;
+  if (address == MAP_FAILED || !mappings_managed() || (flags & kKinds) != (MAP_PRIVATE | MAP_ANONYMOUS) ||
+      !called_by_program())
+    return;
+  const int error = errno;
+  const ByteRange pages = pages_of(address, length);
+  if (!pages.empty()) (void)manage_own(pages);
+  errno = error;
+}
+
 void* map(void* address, std::size_t length, int protection, int flags, int fd, off_t offset) {
   const bool replaces = (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED;
   const Vector<ByteRange> parts = replaces ? parts_of(address, length) : Vector<ByteRange>{};
-  if (!parts.empty()) return map_over(address, length, protection, flags, fd, offset, parts);
-  return dmirror::map(address, length, protection, flags, fd, offset);
+  void* made = parts.empty() ? dmirror::map(address, length, protection, flags, fd, offset)
+                             : map_over(address, length, protection, flags, fd, offset, parts);
+  manage_fresh(made, length, flags);
+  return made;
 }
 
 // What the program may do with its memory, to be put back.
@@ -181,7 +196,12 @@ void* remap(void* address, std::size_t length, std::size_t new_length, int flags
       unmanage(part);
     }
   }
-  return real::mremap(address, length, new_length, flags, new_address);
+  void* now = real::mremap(address, length, new_length, flags, new_address);
+  // What was managed is so again where it is now, or where it still is.
+  if (!moved.empty() && mappings_managed())
+    now != MAP_FAILED ? manage_fresh(now, new_length, MAP_PRIVATE | MAP_ANONYMOUS)
+                      : manage_fresh(address, length, MAP_PRIVATE | MAP_ANONYMOUS);
+  return now;
 }
 
 }  // namespace

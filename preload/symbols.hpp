@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The C library's functions that the preloaded library answers in its place: the one list, with kernel_calls.hpp, which
-// has those that are all alike. preload.map and the library's dynamic symbols are checked against them.
+// Functions of other libraries that the preloaded libraries answer in their place: the one list, with kernel_calls.hpp,
+// which has those that are all alike. The linker's maps and the libraries' dynamic symbols are checked against them.
 #pragma once
+
+// libuhmm_preload.so (preload.map): what `uhmm run --dmirror` needs.
 
 #define UHMM_INTERPOSED_LIST(X) \
   X(open)                       \
@@ -14,12 +16,6 @@
   X(__openat64_2)               \
   X(close)                      \
   X(ioctl)                      \
-  X(mmap)                       \
-  X(mmap64)                     \
-  X(munmap)                     \
-  X(mremap)                     \
-  X(mprotect)                   \
-  X(madvise)                    \
   X(read)                       \
   X(__read_chk)                 \
   X(pread)                      \
@@ -69,4 +65,56 @@
   X(syscall)                    \
   X(wait)                       \
   X(wait3)                      \
-  X(sigwaitinfo)
+  X(sigwaitinfo)                \
+  UHMM_INTERPOSED_MEMORY_LIST(X)
+
+// Both libraries: changes of the memory map.
+#define UHMM_INTERPOSED_MEMORY_LIST(X) \
+  X(mmap)                              \
+  X(mmap64)                            \
+  X(munmap)                            \
+  X(mremap)                            \
+  X(mprotect)                          \
+  X(madvise)
+
+// libuhmm_malloc.so (malloc.map), with the list before: what would take the runtime's descriptors away or end the
+// process.
+#define UHMM_INTERPOSED_PROCESS_LIST(X) \
+  X(close)                              \
+  X(dup2)                               \
+  X(dup3)                               \
+  X(close_range)                        \
+  X(closefrom)                          \
+  X(_exit)                              \
+  X(_Exit)
+
+// The same: the heap, and jemalloc's own interface to it.
+#define UHMM_INTERPOSED_HEAP_LIST(X) \
+  X(malloc)                          \
+  X(calloc)                          \
+  X(realloc)                         \
+  X(reallocarray)                    \
+  X(free)                            \
+  X(aligned_alloc)                   \
+  X(memalign)                        \
+  X(posix_memalign)                  \
+  X(valloc)                          \
+  X(pvalloc)                         \
+  X(malloc_usable_size)              \
+  X(malloc_trim)                     \
+  X(mallopt)                         \
+  X(mallinfo)                        \
+  X(mallinfo2)                       \
+  X(malloc_stats)                    \
+  X(malloc_info)                     \
+  X(mallocx)                         \
+  X(rallocx)                         \
+  X(xallocx)                         \
+  X(sallocx)                         \
+  X(dallocx)                         \
+  X(sdallocx)                        \
+  X(nallocx)                         \
+  X(mallctl)                         \
+  X(mallctlnametomib)                \
+  X(mallctlbymib)                    \
+  X(malloc_stats_print)

@@ -21,32 +21,6 @@ const char* environment(const char* name) {
   return value != nullptr && *value != '\0' ? value : nullptr;
 }
 
-// A number with an optional suffix K, M, G or T (powers of 1024).
-bool parse_number(const char* text, std::uint64_t* out) {
-  if (*text < '0' || *text > '9') return false;
-  char* end = nullptr;
-  errno = 0;
-  const unsigned long long number = std::strtoull(text, &end, 0);
-  if (errno != 0 || end == text) return false;
-  unsigned shift = 0;
-  switch (*end) {
-    case '\0': break;
-    case 'k':
-    case 'K': shift = 10; break;
-    case 'm':
-    case 'M': shift = 20; break;
-    case 'g':
-    case 'G': shift = 30; break;
-    case 't':
-    case 'T': shift = 40; break;
-    default: return false;
-  }
-  if (shift != 0 && end[1] != '\0') return false;
-  if (number > (~0ull >> shift)) return false;
-  *out = static_cast<std::uint64_t>(number) << shift;
-  return true;
-}
-
 Status read_number(const char* name, std::uint64_t* out) {
   const char* text = environment(name);
   if (text == nullptr) return {};
@@ -130,6 +104,31 @@ std::uint64_t default_staging() {
 }
 
 }  // namespace
+
+bool parse_number(const char* text, std::uint64_t* out) {
+  if (*text < '0' || *text > '9') return false;
+  char* end = nullptr;
+  errno = 0;
+  const unsigned long long number = std::strtoull(text, &end, 0);
+  if (errno != 0 || end == text) return false;
+  unsigned shift = 0;
+  switch (*end) {
+    case '\0': break;
+    case 'k':
+    case 'K': shift = 10; break;
+    case 'm':
+    case 'M': shift = 20; break;
+    case 'g':
+    case 'G': shift = 30; break;
+    case 't':
+    case 'T': shift = 40; break;
+    default: return false;
+  }
+  if (shift != 0 && end[1] != '\0') return false;
+  if (number > (~0ull >> shift)) return false;
+  *out = static_cast<std::uint64_t>(number) << shift;
+  return true;
+}
 
 Result<uhmm_config> resolve_config(const uhmm_config* given) {
   uhmm_config config = UHMM_CONFIG_INIT;

@@ -2,6 +2,8 @@
 // Settings: one list with default, range, environment name and meaning. docs/tuning.md describes the same list.
 #pragma once
 
+#include <cstdint>
+
 #include "runtime/base/log.hpp"
 #include "runtime/base/status.hpp"
 
@@ -19,6 +21,8 @@ namespace uhmm::api {
   X(link_latency_ns, "UHMM_LINK_LATENCY_NS", 0, 0, std::uint64_t{10'000'000'000}, "nanoseconds")               \
   X(link_bytes_per_sec, "UHMM_LINK_BANDWIDTH", 0, 0, std::uint64_t{1} << 50, "bytes per second")
 
+// A number with an optional suffix K, M, G or T (powers of 1024).
+bool parse_number(const char* text, std::uint64_t* out);
 // The configuration in force: struct (may be NULL), then environment, then defaults. Errors: INVALID, CONFIG.
 Result<uhmm_config> resolve_config(const uhmm_config* given);
 // From UHMM_CUDA_LIBRARY or UHMM_HIP_LIBRARY: a driver other than the usual one. nullptr: none is named.

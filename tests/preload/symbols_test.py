@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What the preloaded library shows to other libraries: the calls of uhmm.h and the functions of preload/symbols.hpp and kernel_calls.hpp, which
-preload.map lists once more for the linker; nothing else, nothing less."""
+"""What the preloaded libraries show to other libraries: the calls of uhmm.h and the functions of preload/symbols.hpp and
+kernel_calls.hpp, which the linker's maps list once more; nothing else, nothing less."""
 import os
 import pathlib
 import re
@@ -9,21 +9,38 @@ import subprocess
 import sys
 
 SOURCE = pathlib.Path(os.environ["UHMM_SOURCE_DIR"])
-LIBRARY = pathlib.Path(os.environ["UHMM_BUILD_DIR"]) / "preload" / "libuhmm_preload.so"
+BUILD = pathlib.Path(os.environ["UHMM_BUILD_DIR"]) / "preload"
+# library: linker's map, lists
+LIBRARIES = {"libuhmm_preload.so": ("preload.map", ("UHMM_INTERPOSED_LIST", "UHMM_INTERPOSED_MEMORY_LIST",
+                                               "UHMM_RETRIED_CALL_LIST")),
+             "libuhmm_malloc.so": ("malloc.map", ("UHMM_INTERPOSED_MEMORY_LIST", "UHMM_INTERPOSED_PROCESS_LIST",
+                                               "UHMM_INTERPOSED_HEAP_LIST"))}
+
+
+def listed_in(name):
+    text = "\n\n".join((SOURCE / "preload" / file).read_text() for file in ("symbols.hpp", "kernel_calls.hpp"))
+    body = re.search(rf"#define {name}\(X\)(.*?)(?:\n\n|\Z)", text, flags=re.S).group(1)
+    return set(re.findall(r"^  X\((\w+)[,)]", body, flags=re.M))
+
+
+def check(library, map_file, lists, calls):
+    listed = set().union(*map(listed_in, lists))
+    mapped = set(re.findall(r"^    (\w+);", (SOURCE / "preload" / map_file).read_text(), flags=re.M))
+    lines = subprocess.run(["nm", "-D", "--defined-only", BUILD / library], capture_output=True, text=True, check=True).stdout
+    shown = {line.split()[-1].split("@")[0] for line in lines.splitlines()}
+    problems = [f"{name} is in one of the lists and {map_file} only" for name in sorted(listed ^ mapped)]
+    problems += [f"{library} does not show {name}" for name in sorted((listed | calls) - shown)]
+    problems += [f"{library} shows {name}" for name in sorted(shown - listed - calls)]
+    print(f"{library}: {len(shown)} symbols, {len(problems)} problems")
+    return problems + ([] if listed else [f"{library} has no list"])
 
 
 def main():
-    lists = [(SOURCE / "preload" / name).read_text() for name in ("symbols.hpp", "kernel_calls.hpp")]
-    listed = {name for text in lists for name in re.findall(r"^  X\((\w+)[,)]", text, flags=re.M)}
     calls = set(re.findall(r"^    (uhmm_\w+);", (SOURCE / "runtime/api/uhmm.map").read_text(), flags=re.M))
-    mapped = set(re.findall(r"^    (\w+);", (SOURCE / "preload/preload.map").read_text(), flags=re.M))
-    lines = subprocess.run(["nm", "-D", "--defined-only", LIBRARY], capture_output=True, text=True, check=True).stdout
-    shown = {line.split()[-1].split("@")[0] for line in lines.splitlines()}
-    problems = [f"{name} is in one of the lists and preload.map only" for name in sorted(listed ^ mapped)]
-    problems += [f"{name} is not shown" for name in sorted((listed | calls) - shown)]
-    problems += [f"{name} is shown" for name in sorted(shown - listed - calls)]
-    print("\n".join(problems) or f"{len(shown)} symbols, 0 problems")
-    return 1 if problems or not listed or not calls else 0
+    problems = [problem for library, (map_file, lists) in LIBRARIES.items() if (BUILD / library).exists()
+                for problem in check(library, map_file, lists, calls)]
+    print("\n".join(problems))
+    return 1 if problems or not calls else 0
 
 
 sys.exit(main())

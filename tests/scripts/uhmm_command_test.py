@@ -53,7 +53,7 @@ class Command(unittest.TestCase):
             self.assertIn(verb, uhmm("--help").stdout)
         for arguments in ([], ["nonsense"], ["doctor", "--nonsense"], ["doctor", "more"], ["maps"], ["maps", "-1"],
                           ["maps", "0"], ["maps", "x"], ["maps", "1", "2"], ["maps", "99999999999"], ["run"], ["run", "--dmirror"],
-                          ["run", "--", "true"], ["conformance", "more"], ["conformance", "--source", "/nonexistent"]):
+                          ["run", "--nonsense", "--", "true"], ["conformance", "more"], ["conformance", "--source", "/nonexistent"]):
             done = uhmm(*arguments)
             self.assertNotEqual(done.returncode, 0, arguments)
             self.assertNotEqual(done.stderr, "", arguments)

@@ -195,7 +195,7 @@ nlohmann::json to_json(const SuiteReport& report) {
 }  // namespace
 
 int conformance(const ConformanceOptions& options) {
-  const std::string library = find_preload_library();
+  const std::string library = find_preload_library(true);
   if (library.empty()) {
     std::fprintf(stderr, "uhmm: the library for `uhmm run` is not where this program's installation has it\n");
     return 2;

@@ -4,8 +4,6 @@
 #include <algorithm>
 #include <bit>
 
-#include "preload/heap/areas.hpp"
-#include "preload/managed.hpp"
 #include "runtime/os/thread.hpp"
 
 namespace uhmm::preload::heap {
@@ -44,34 +42,12 @@ std::uint64_t Chaos::random() {
   return out >> 3;  // the lowest bits are the least random
 }
 
-void Chaos::look_around() {
-  if (seen_version_ == managed_version() && seen_taken_ == bytes_taken()) return;
-  seen_version_ = managed_version();
-  seen_taken_ = bytes_taken();
-  parts_ = managed_parts({VirtAddr{std::uint64_t{0}}, VirtAddr{kUserSpaceEnd}});
-  // What an area still has in store was never touched.
-  for (std::uint32_t i = 0; i < area_count(); ++i) {
-    const Area* one = area(i);
-    if (one == nullptr) continue;
-    const ByteRange rest{one->live().end, VirtAddr{one->end}};
-    for (std::size_t part = 0; part < parts_.size(); ++part) {
-      const ByteRange whole = parts_[part];
-      const ByteRange unused = whole.intersect(rest);
-      if (unused.empty()) continue;
-      parts_[part] = {whole.begin, unused.begin};
-      if (unused.end < whole.end) parts_.push_back({unused.end, whole.end});
-    }
-  }
-  bytes_ = 0;
-  for (const ByteRange& part : parts_) bytes_ += part.bytes();
-}
-
 // A run of pages, the first of them live; empty when the dice fell on none.
 ByteRange Chaos::pick() {
-  look_around();
-  if (bytes_ < kPageBytes) return {};
-  std::uint64_t at = random_below(bytes_) & ~(kPageBytes - 1);
-  for (const ByteRange& live : parts_) {
+  live_.look_again();
+  if (live_.bytes() < kPageBytes) return {};
+  std::uint64_t at = random_below(live_.bytes()) & ~(kPageBytes - 1);
+  for (const ByteRange& live : live_.parts()) {
     if (at >= live.bytes()) {
       at -= live.bytes();
       continue;

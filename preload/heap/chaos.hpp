@@ -6,7 +6,7 @@
 #include <array>
 #include <cstdint>
 
-#include "preload/own_memory.hpp"
+#include "preload/heap/live_parts.hpp"
 #include "runtime/base/types.hpp"
 #include "uhmm/uhmm.h"
 
@@ -21,18 +21,13 @@ class Chaos {
  private:
   std::uint64_t random();
   std::uint64_t random_below(std::uint64_t bound) { return random() % bound; }
-  void look_around();
   ByteRange pick();
   void move_one();
 
   std::array<std::uint64_t, 2> state_;
   std::uint64_t interval_;
   std::uint64_t due_ = 0;
-  // What there is to move: of the heap, what was handed out.
-  Vector<ByteRange> parts_;
-  std::uint64_t bytes_ = 0;
-  std::uint64_t seen_version_ = ~std::uint64_t{0};
-  std::uint64_t seen_taken_ = 0;
+  LiveParts live_;
   std::uint32_t devices_ = 0;
   std::array<uhmm_processor, UHMM_MAX_DEVICES> ids_{};
   std::array<uhmm_page_info, kPagesPerBlock> pages_{};

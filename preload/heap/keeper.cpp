@@ -8,6 +8,7 @@
 
 #include "preload/heap/areas.hpp"
 #include "preload/heap/chaos.hpp"
+#include "preload/heap/tier.hpp"
 #include "preload/managed.hpp"
 #include "preload/own_memory.hpp"
 #include "runtime/base/thread.hpp"
@@ -23,6 +24,10 @@ class Keeper {
  public:
   Status start(const api::RunOptions& options, bool can_migrate) {
     if (can_migrate && options.chaos_rate != 0) chaos_.emplace(options.chaos_seed, options.chaos_rate);
+    if (can_migrate && options.host_limit != 0) {
+      tier_.emplace();
+      UHMM_TRY(tier_->open(options.host_limit, options.quiet));
+    }
     return thread_.start(
         "uhmm-keeper", [](void* self) { static_cast<Keeper*>(self)->run(); }, this);
   }
@@ -36,7 +41,9 @@ class Keeper {
       const std::uint32_t rung = bell().load();
       register_areas();
       std::uint64_t wait = kForEver;
+      // The shorter of two waits; 0 is the longest.
       if (chaos_) wait = chaos_->step();
+      if (tier_) wait = std::min(wait - 1, tier_->step() - 1) + 1;
       os::futex_wait_for(bell(), rung, wait);
     }
   }
@@ -54,6 +61,7 @@ class Keeper {
   Thread thread_;
   std::uint32_t registered_ = 0;
   std::optional<Chaos> chaos_;
+  std::optional<Tier> tier_;
 };
 
 Keeper& keeper() {

@@ -12,6 +12,7 @@
 
 #include "preload/heap/areas.hpp"
 #include "preload/heap/heap.hpp"
+#include "preload/heap/tier.hpp"
 #include "preload/real.hpp"
 #include "runtime/os/process.hpp"
 #include "uhmm/uhmm.h"
@@ -21,6 +22,7 @@ namespace {
 
 constinit api::RunStats form = api::RunStats::None;
 constinit char file_name[PATH_MAX] = "";
+constinit std::uint64_t host_limit = 0;
 constinit int standard_error = -1;
 constinit pid_t process = -1;
 
@@ -60,6 +62,8 @@ void table(Text& text, const Numbers& all) {
   text.add("  heap           %10.1f MiB allocated, %.1f MiB in areas, %.1f MiB records\n", mib(all.heap.allocated),
            mib(bytes_taken()), mib(all.heap.metadata));
   text.add("  system memory  %10.1f MiB at most, of the whole process\n", mib(all.peak_bytes));
+  if (host_limit != 0)
+    text.add("  of that heap   %10.1f MiB at most, limit %.1f MiB\n", mib(most_resident()), mib(host_limit));
   text.add("  devices        %10.1f MiB on them now\n", mib(all.moved.pages_on_devices << 12));
   text.add("  managed        %10lu ranges, %lu KiB of records\n", all.moved.ranges, all.moved.metadata_bytes >> 10);
   text.add("  faults         %10lu of the CPU, %lu of devices\n", all.moved.cpu_faults, all.moved.device_faults);
@@ -91,6 +95,7 @@ void json(Text& text, const Numbers& all) {
   add_quoted(text, program_invocation_short_name);
   text.add(",\"process\":%d,\"heap\":{\"allocated\":%lu,\"areas\":%lu,\"metadata\":%lu},", getpid(), all.heap.allocated,
            bytes_taken(), all.heap.metadata);
+  text.add("\"host_limit\":%lu,\"host_peak\":%lu,", host_limit, most_resident());
   text.add("\"peak_bytes\":%lu,\"device_bytes\":%lu,\"ranges\":%lu,\"metadata_bytes\":%lu,", all.peak_bytes,
            all.moved.pages_on_devices << 12, all.moved.ranges, all.moved.metadata_bytes);
   text.add("\"cpu_faults\":%lu,\"device_faults\":%lu,\"refused\":%lu,\"moved\":[", all.moved.cpu_faults,
@@ -113,6 +118,7 @@ void prepare_report(const api::RunOptions& options) {
   form = options.stats;
   if (form == api::RunStats::None) return;
   process = getpid();
+  host_limit = options.host_limit;
   memcpy(file_name, options.stats_file, sizeof(file_name));
   if (file_name[0] == '\0') standard_error = os::above_stdio(fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, 3));
 }

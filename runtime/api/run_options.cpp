@@ -67,6 +67,8 @@ Status set_run_option(RunOptions& options, const char* word, const char* shown, 
   if (is(word, "min-size")) return bytes(shown, value, 0, &options.min_size);
   if (is(word, "mmap")) return choose(shown, value, "no", "yes", &options.mmap);
   if (is(word, "chaos")) return chaos(options, shown, value);
+  if (is(word, "host-limit")) return bytes(shown, value, kLeastHostLimit, &options.host_limit);
+  if (is(word, "over-budget")) return choose(shown, value, "fail", "exceed", &options.exceed);
   if (is(word, "stats")) return stats(options, shown, value);
   if (is(word, "stats-file")) return stats_file(options, shown, value);
   if (is(word, "children")) return choose(shown, value, "no", "yes", &options.children);

@@ -15,6 +15,9 @@ namespace uhmm::api {
   X("min-size", "UHMM_RUN_MIN_SIZE", "SIZE", "Manage blocks of at least SIZE bytes only; default 0, all")        \
   X("mmap", "UHMM_RUN_MMAP", "yes|no", "Manage private anonymous memory of mmap(2), too; default no")            \
   X("chaos", "UHMM_RUN_CHAOS", "SEED[:RATE]", "Move random live pages to devices and back, RATE times a second") \
+  X("host-limit", "UHMM_RUN_HOST_LIMIT", "SIZE", "Keep at most SIZE of the memory in system memory")             \
+  X("over-budget", "UHMM_RUN_OVER_BUDGET", "fail|exceed",                                                        \
+    "When system and device budget are used up: fail allocations (default), or exceed the limit")                \
   X("stats", "UHMM_RUN_STATS", "table|json", "Tell at exit what moved and why")                                  \
   X("stats-file", "UHMM_RUN_STATS_FILE", "FILE", "Append that to FILE, not to standard error")                   \
   X("children", "UHMM_RUN_CHILDREN", "yes|no", "Also for programs that the program executes; default yes")       \

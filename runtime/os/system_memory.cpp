@@ -5,8 +5,11 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
+
+#include "runtime/base/types.hpp"
 
 namespace uhmm::os {
 namespace {
@@ -47,6 +50,28 @@ SystemMemory system_memory() {
     }
   }
   return memory;
+}
+
+OwnMemory::~OwnMemory() {
+  if (file_ >= 0) close(file_);
+}
+
+int OwnMemory::open() {
+  file_ = ::open("/proc/self/statm", O_RDONLY | O_CLOEXEC);
+  return file_ >= 0 ? 0 : errno;
+}
+
+std::uint64_t OwnMemory::private_bytes() const {
+  char text[128];
+  const ssize_t count = pread(file_, text, sizeof(text) - 1, 0);
+  if (count <= 0) return 0;
+  text[count] = '\0';
+  // size, resident, of that shared with files: in pages.
+  char* at = text;
+  std::strtoull(at, &at, 10);
+  const std::uint64_t resident = std::strtoull(at, &at, 10);
+  const std::uint64_t shared = std::strtoull(at, &at, 10);
+  return resident > shared ? (resident - shared) << kPageShift : 0;
 }
 
 }  // namespace uhmm::os

@@ -50,10 +50,10 @@ class Run(unittest.TestCase):
     def test_what_is_refused(self):
         for arguments, word in (
                 (["--chaos", "x"], "--chaos=x"), (["--chaos", "1:"], "--chaos=1:"), (["--chaos", "1:0"], "range"),
-                (["--chaos", "1:2:3"], "--chaos"), (["--chaos", "9" * 40], "--chaos"),
-                (["--min-size", "1Q"], "not a number"), (["--min-size", "-1"], "not a number"),
-                (["--stats=xml"], "neither table nor json"),
-                (["--children", "some"], "neither no nor yes"),
+                (["--chaos", "1:2:3"], "--chaos"), (["--chaos", "9" * 40], "--chaos"), (["--host-limit", "1"], "range"),
+                (["--host-limit", "lots"], "not a number"), (["--host-limit", "-1"], "not a number"),
+                (["--min-size", "1Q"], "not a number"), (["--stats=xml"], "neither table nor json"),
+                (["--over-budget", "crash"], "neither fail nor exceed"), (["--children", "some"], "neither no nor yes"),
                 (["--quiet=very"], "neither no nor yes"), (["--devices", "9"], "UHMM_SOFT_DEVICES"),
                 (["--device-memory", "1K"], "UHMM_DEVICE_MEMORY"), (["--device-kind", "gpu"], "UHMM_SOFT_KIND"),
                 (["--stats-file", ""], "no value"), (["--config", str(self.folder / "none")], "No such file"),
@@ -119,6 +119,42 @@ class Run(unittest.TestCase):
         moved = {entry["cause"]: entry for entry in told["moved"]}
         self.assertGreater(moved["explicit migration"]["to_device"], 0)
         self.assertGreater(told["cpu_faults"], 0)
+
+    def test_host_limit(self):
+        if not can_migrate():
+            self.skipTest("faults of system calls are not served here")
+        # Most of its memory goes away while the program waits for that, and is right when it is needed again.
+        code = """
+def private():
+    for line in open('/proc/self/status'):
+        if line.startswith('RssAnon'): return int(line.split()[1]) << 10
+x = [i.to_bytes(8, 'little') * 500 for i in range(20000)]
+while private() > 60 << 20: pass
+assert all(part == i.to_bytes(8, 'little') * 500 for i, part in enumerate(x))
+"""
+        told = self.stats("--host-limit", "32M", "--", PYTHON, "-c", code)[0]
+        self.assertEqual(told["host_limit"], 32 << 20)
+        self.assertGreater(sum(entry["to_device"] for entry in told["moved"]), 20 << 20 >> 12)
+        self.assertEqual(told["refused"], 0)
+
+    def test_over_both_budgets(self):
+        if not can_migrate():
+            self.skipTest("faults of system calls are not served here")
+        code = """
+try:
+    x = [bytes(1000) for i in range(200000)]
+    print(sum(map(len, x)))
+except MemoryError:
+    print('no memory')
+"""
+        budgets = ("--host-limit", "16M", "--device-memory", "32M")
+        done = run(*budgets, "--", PYTHON, "-c", code)
+        self.assertEqual((done.returncode, done.stdout), (0, "no memory\n"), done.stderr)
+        self.assertIn("--host-limit, --device-memory", done.stderr)
+        quiet = run(*budgets, "--quiet", "--", PYTHON, "-c", code)
+        self.assertEqual((quiet.returncode, quiet.stdout, quiet.stderr), (0, "no memory\n", ""))
+        done = run(*budgets, "--over-budget", "exceed", "--", PYTHON, "-c", code)
+        self.assertEqual((done.returncode, done.stdout), (0, "200000000\n"), done.stderr)
 
     def test_configuration_file(self):
         config = self.folder / "uhmm.conf"

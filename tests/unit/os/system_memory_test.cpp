@@ -2,7 +2,9 @@
 #include "runtime/os/system_memory.hpp"
 
 #include <gtest/gtest.h>
+
 #include <unistd.h>
+#include <vector>
 
 namespace uhmm::os {
 namespace {
@@ -15,6 +17,17 @@ TEST(SystemMemory, IsSomeAndNotMoreThanTheMachineHas) {
   EXPECT_LE(memory.total, machine);
   EXPECT_GT(memory.available, 0u);
   EXPECT_LE(memory.available, memory.total);
+}
+
+TEST(OwnMemory, GrowsAsMemoryIsTouched) {
+  OwnMemory own;
+  ASSERT_EQ(own.open(), 0);
+  const std::uint64_t before = own.private_bytes();
+  EXPECT_GT(before, 0u);
+  const std::vector<char> touched(64 << 20, 'x');
+  // The kernel's counts of each CPU are added up now and then: most of it is seen.
+  EXPECT_GT(own.private_bytes(), before + (56 << 20));
+  EXPECT_EQ(touched.back(), 'x');
 }
 
 }  // namespace

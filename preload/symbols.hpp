@@ -118,3 +118,26 @@
   X(mallctlnametomib)                \
   X(mallctlbymib)                    \
   X(malloc_stats_print)
+
+// The same: C++'s operators new and delete, by the names that the linker has for them.
+#define UHMM_INTERPOSED_OPERATOR_LIST(X) \
+  X(_Znwm)                               \
+  X(_Znam)                               \
+  X(_ZnwmRKSt9nothrow_t)                 \
+  X(_ZnamRKSt9nothrow_t)                 \
+  X(_ZnwmSt11align_val_t)                \
+  X(_ZnamSt11align_val_t)                \
+  X(_ZnwmSt11align_val_tRKSt9nothrow_t)  \
+  X(_ZnamSt11align_val_tRKSt9nothrow_t)  \
+  X(_ZdlPv)                              \
+  X(_ZdaPv)                              \
+  X(_ZdlPvRKSt9nothrow_t)                \
+  X(_ZdaPvRKSt9nothrow_t)                \
+  X(_ZdlPvm)                             \
+  X(_ZdaPvm)                             \
+  X(_ZdlPvSt11align_val_t)               \
+  X(_ZdaPvSt11align_val_t)               \
+  X(_ZdlPvSt11align_val_tRKSt9nothrow_t) \
+  X(_ZdaPvSt11align_val_tRKSt9nothrow_t) \
+  X(_ZdlPvmSt11align_val_t)              \
+  X(_ZdaPvmSt11align_val_t)

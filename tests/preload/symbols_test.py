@@ -14,7 +14,7 @@ BUILD = pathlib.Path(os.environ["UHMM_BUILD_DIR"]) / "preload"
 LIBRARIES = {"libuhmm_preload.so": ("preload.map", ("UHMM_INTERPOSED_LIST", "UHMM_INTERPOSED_MEMORY_LIST",
                                                "UHMM_RETRIED_CALL_LIST")),
              "libuhmm_malloc.so": ("malloc.map", ("UHMM_INTERPOSED_MEMORY_LIST", "UHMM_INTERPOSED_PROCESS_LIST",
-                                               "UHMM_INTERPOSED_HEAP_LIST"))}
+                                               "UHMM_INTERPOSED_HEAP_LIST", "UHMM_INTERPOSED_OPERATOR_LIST"))}
 
 
 def listed_in(name):

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 
+#include "runtime/engine/fork_heir.hpp"
 #include "uhmm/uhmm.h"
 
 namespace uhmm::preload::heap {
@@ -109,7 +110,11 @@ Area* find(const void* address) {
   return nullptr;
 }
 
-bool drop_raw(void* address, std::uint64_t bytes) { return syscall(SYS_madvise, address, bytes, MADV_DONTNEED) == 0; }
+bool drop_raw(void* address, std::uint64_t bytes) {
+  // A forked child that is served from devices finds zeros there, not what was there at the fork.
+  engine::give_up_inheritance({VirtAddr{address}, VirtAddr{address} + bytes});
+  return syscall(SYS_madvise, address, bytes, MADV_DONTNEED) == 0;
+}
 
 }  // namespace
 
@@ -201,6 +206,8 @@ void* own_je_mmap(void* address, size_t length, int protection, int flags, int f
 }
 int own_je_munmap(void* address, size_t length) { return static_cast<int>(syscall(SYS_munmap, address, length)); }
 int own_je_madvise(void* address, size_t length, int advice) {
+  if (advice == MADV_DONTNEED || advice == MADV_FREE)
+    uhmm::engine::give_up_inheritance({uhmm::VirtAddr{address}, uhmm::VirtAddr{address} + length});
   return static_cast<int>(syscall(SYS_madvise, address, length, advice));
 }
 int own_je_mprotect(void* address, size_t length, int protection) {

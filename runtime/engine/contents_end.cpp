@@ -80,7 +80,7 @@ std::uint64_t lose(Context& context, const Segment& segment, DeviceIndex index) 
     const PageMask mine = PageMask::of(segment.run);
     const PageMask held = part->resident & mine;
     const PageMask before = block.lost;
-    block.owed -= held;  // forked children read on in the file of the device that was
+    keep(context, segment, held);  // the file of the device that was is there as long as its windows are
     note_freed(context, segment, index, held, UHMM_CAUSE_DEVICE_LOST);
     if (held.any()) block.commit(PageEvent::DeviceLost, held, index);
     forget_memory(context, index, *part, mine & (part->allocated | part->mapped));

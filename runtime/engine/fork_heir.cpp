@@ -30,7 +30,7 @@ Heir heir;
 VirtAddr bell() { return VirtAddr{heir.memory + kStackEnd}; }
 ByteRange bell_page() { return {bell(), bell() + kPageBytes}; }
 
-SnapshotReader reader_of(Heir& its) { return {*its.snapshot, its.files, its.uffd, its.memory}; }
+SnapshotReader reader_of(Heir& its) { return {*its.snapshot, its.files, its.uffd, its.memory, true}; }
 
 // On the heir's thread: shares its thread-local storage with the thread that forked.
 void run(void* /*unused*/) {
@@ -52,7 +52,7 @@ void run(void* /*unused*/) {
   reader.watch_no_more();
   heir.active.store(false);
   bare::drop(VirtAddr{heir.memory}, SnapshotReader::kBufferBytes);
-  (void)bare::unregister(heir.uffd, bell_page());  // wakes who has rung
+  bare::close(heir.uffd);  // the last one: nothing is watched any more, moved memory neither, and who has rung wakes
 }
 
 // Is the descriptor about this process? Its bell gets a page through it.
@@ -136,7 +136,9 @@ void finish_inheriting() {
 }
 
 void give_up_inheritance(ByteRange pages) {
-  if (heir.active.load()) heir.snapshot->give_up(pages);
+  if (!heir.active.load() || pages.empty()) return;
+  heir.snapshot->give_up(pages);
+  heir.snapshot->wait_for_deliveries();
 }
 
 }  // namespace uhmm::engine

@@ -23,10 +23,12 @@ Status ForkKeeper::start() {
   if (heir_memory_ == nullptr || buffer_ == nullptr || wake_fd_ < 0)
     return fail(UHMM_ERR_NO_MEMORY, "no memory or descriptor for the forks of the program");
   stopping_.store(false);
-  reading_.store(kIdle);
+  copies_.store(0);
   UHMM_TRY(thread_.start("uhmm-forks", run, this));
   UHMM_TRY(reader_.start("uhmm-news", read_news, this));
+  os::listen_to_copies(note_copy, this);
   context_.uffd.listen_to_forks(note_fork, this);
+  context_.uffd.renew_spare();
   return {};
 }
 
@@ -36,14 +38,16 @@ void ForkKeeper::stop() {
     os::ring(wake_fd_);
     thread_.join();
   }
-  reading_.store(kStop);
-  reading_.notify_all();
+  os::listen_to_copies(nullptr, nullptr);
+  copies_.fetch_or(kStop);
+  copies_.notify_all();
   reader_.join();
   // Children that serve themselves have all they need. Whoever does not yet goes on as if the parent had ended.
+  // What is watched by nobody's descriptor can be written by hand, so those are closed first.
+  for (Arrival& arrival : arrivals_) bare::close(arrival.fd.exchange(-1));
   while (children_ != nullptr) drop(children_);
   for (const int uffd : strays_) bare::close(uffd);
   strays_.clear();
-  for (Arrival& arrival : arrivals_) bare::close(arrival.fd.exchange(-1));
   bare::close(wake_fd_);
   wake_fd_ = -1;
   bare::unmap_pages(buffer_, SnapshotReader::kBufferBytes);
@@ -77,7 +81,7 @@ void ForkKeeper::note_fork(void* self, int fd) {
       int expected = -1;
       if (!arrival.fd.compare_exchange_strong(expected, kClaimed)) continue;
       arrival.mode = keeper.mode_.load();
-      arrival.child = keeper.forking_;
+      arrival.child = keeper.forking_.load();
       if (arrival.mode == Mode::Snapshot) keeper.arrived_.store(true);
       arrival.fd.store(fd);
       os::ring(keeper.wake_fd_);
@@ -92,17 +96,25 @@ void ForkKeeper::run(void* self) {
   static_cast<ForkKeeper*>(self)->loop();
 }
 
+void ForkKeeper::note_copy(void* self, bool begins) {
+  auto& keeper = *static_cast<ForkKeeper*>(self);
+  if (!begins)
+    keeper.copies_.fetch_sub(1);
+  else if (keeper.copies_.fetch_add(1) == 0)
+    keeper.copies_.notify_all();
+}
+
 void ForkKeeper::read_news(void* self) {
   constexpr std::uint64_t kPatience = 1'000'000;  // ns; as a rule a service thread has read it long before
   WorkerPool::enter_runtime_thread();
   auto& keeper = *static_cast<ForkKeeper*>(self);
   for (;;) {
-    keeper.reading_.wait(kIdle);
-    const std::uint32_t state = keeper.reading_.load();
-    if (state == kStop) return;
-    if (state == kIdle) continue;
-    os::futex_wait_for(keeper.reading_, kForking, kPatience);
-    if (keeper.reading_.load() == kForking) keeper.context_.uffd.read_on();
+    keeper.copies_.wait(0);
+    const std::uint32_t copies = keeper.copies_.load();
+    if ((copies & kStop) != 0) return;
+    if (copies == 0) continue;
+    os::futex_wait_for(keeper.copies_, copies, kPatience);
+    if (keeper.copies_.load() != 0) keeper.context_.uffd.read_on();
   }
 }
 
@@ -111,6 +123,7 @@ void ForkKeeper::loop() {
   while (!stopping_.load()) {
     watch(watched);
     os::wait_for(watched);
+    enter_body();
     if (watched[0].ready != 0) os::silence(wake_fd_);
     for (ForkChild* child = first_child(); child != nullptr; child = child->next)
       child->all_offered = child->forked.load();
@@ -134,7 +147,30 @@ void ForkKeeper::loop() {
         ++i;
       }
     }
+    context_.uffd.renew_spare();
+    leave_body();
   }
+}
+
+// While the process is copied nothing here changes: the child takes it apart.
+void ForkKeeper::enter_body() {
+  for (;;) {
+    in_body_.store(true);
+    if (!paused_.load()) return;
+    leave_body();
+    paused_.wait(true);
+  }
+}
+
+void ForkKeeper::leave_body() {
+  in_body_.store(false);
+  in_body_.notify_all();
+}
+
+void ForkKeeper::pause(bool on) {
+  paused_.store(on);
+  paused_.notify_all();
+  while (on && in_body_.load()) in_body_.wait(true);
 }
 
 ForkChild* ForkKeeper::first_child() {
@@ -203,10 +239,11 @@ void ForkKeeper::answer_is_final(ForkChild& child) {
   child.answered = true;
   for (const int uffd : child.offers) add_stray(uffd);
   child.offers.clear();
+  for (int& file : child.files.devices) bare::close(std::exchange(file, -1));  // it reads no more of it here
 }
 
 void ForkKeeper::attend(ForkChild& child, bool heard) {
-  for (const int uffd : child.offers) (void)SnapshotReader(*child.snapshot, child.files, uffd, buffer_).serve();
+  for (const int uffd : child.offers) (void)SnapshotReader(*child.snapshot, child.files, uffd, buffer_, false).serve();
   if (!heard || child.gone || hear(child)) return;
   child.gone = true;
   answer_is_final(child);

@@ -60,7 +60,7 @@ class ForkKeeper {
   // The fork is over, or has failed. On the thread that forked, in the parent: takes no lock.
   void finish_in_parent();
   // In the child: what it takes over (see inherit()), or nullptr: it has everything.
-  ForkChild* forking() const { return forking_; }
+  ForkChild* forking() const { return forking_.load(); }
   // Pages that every child finds, never touched here: kHeirBytes.
   std::byte* heir_memory() const { return heir_memory_; }
   // In the child, after inherit(): the keeper's thread and descriptors are the parent's.
@@ -82,7 +82,12 @@ class ForkKeeper {
   static void note_fork(void* self, int fd);
   static void run(void* self);
   static void read_news(void* self);
+  // Counted: somebody reads news while a copy of the process is being made.
+  static void note_copy(void* self, bool begins);
   void loop();
+  void enter_body();
+  void leave_body();
+  void pause(bool on);
   ForkChild* first_child();
   void watch(std::pmr::vector<os::Watched>& watched);
   void take_arrivals();
@@ -97,16 +102,18 @@ class ForkKeeper {
   bool worth_it() const;
   bool can_stay(const BlockDevice& part) const;
   bool leave_it_there();
+  void cancel(ForkChild& child);
   void bring_rest_home();
-  ForkSnapshot* write_down();
+  ForkSnapshot* make_table();
+  bool write_down(ForkSnapshot& snapshot);
   bool owe(ForkSnapshot& snapshot, const Segment& segment, const PageMask& wiped);
   bool add_child(ForkSnapshot* snapshot);
 
   Context& context_;
   RankedMutex<LockRank::Snapshots> mutex_;
-  ForkChild* children_ = nullptr;  // guarded by mutex_; only the keeper's thread takes any out
-  std::pmr::vector<int> strays_;   // of copies that nobody was told of; the keeper's thread only
-  ForkChild* forking_ = nullptr;   // between prepare() and finish_in_parent()
+  ForkChild* children_ = nullptr;             // guarded by mutex_; only the keeper's thread takes any out
+  std::pmr::vector<int> strays_;              // of copies that nobody was told of; the keeper's thread only
+  std::atomic<ForkChild*> forking_{nullptr};  // between prepare() and finish_in_parent()
   std::atomic<Mode> mode_{Mode::None};
   std::atomic<bool> arrived_{false};  // the forking child's descriptor
   std::array<Arrival, 64> arrivals_;
@@ -114,11 +121,13 @@ class ForkKeeper {
   std::byte* buffer_ = nullptr;
   int wake_fd_ = -1;
   std::atomic<bool> stopping_{false};
+  std::atomic<bool> paused_{false};
+  std::atomic<bool> in_body_{false};
   Thread thread_;
   // A thread that forks has the arena's lock until its news is read, and who serves faults may wait for somebody who
   // waits for that lock. So somebody reads who waits for nobody.
-  static constexpr std::uint32_t kIdle = 0, kForking = 1, kStop = 2;
-  std::atomic<std::uint32_t> reading_{kIdle};
+  static constexpr std::uint32_t kStop = 1u << 31;
+  std::atomic<std::uint32_t> copies_{0};  // under way; and kStop
   Thread reader_;
 };
 

@@ -64,39 +64,55 @@ class Wiped {
 }  // namespace
 
 Status ForkKeeper::prepare() {
+  pause(true);
   arrived_.store(false);
   Status status;
   const bool snapshot = worth_it() && leave_it_there();
   if (!snapshot) status = bring_home(context_, kMaxDevices, UHMM_CAUSE_FORK);
-  mode_.store(snapshot ? Mode::Snapshot : Mode::Whole);
-  reading_.store(kForking);
-  reading_.notify_all();
+  // What could not come home is not in the child: it raises SIGBUS there, as in any copy that nobody was told of.
+  mode_.store(snapshot ? Mode::Snapshot : status.ok() ? Mode::Whole : Mode::None);
+  note_copy(this, true);
   return status;
 }
 
 // False: not everything of it can be left there.
 bool ForkKeeper::leave_it_there() {
   bring_rest_home();
-  ForkSnapshot* snapshot = write_down();
+  ForkSnapshot* snapshot = make_table();
   if (snapshot == nullptr) return false;
-  if (add_child(snapshot)) return true;
-  ForkSnapshot::unmap(snapshot);
+  if (!add_child(snapshot)) {
+    ForkSnapshot::unmap(snapshot);
+    return false;
+  }
+  if (write_down(*snapshot)) return true;
+  cancel(*forking_.exchange(nullptr));
   return false;
 }
 
-void ForkKeeper::finish_in_parent() {
-  // The kernel lets the thread go on when its news has been read; it may not have been told yet.
-  while (thread_.running() && !context_.uffd.all_told()) std::this_thread::yield();
-  mode_.store(Mode::None);
-  reading_.store(kIdle);
-  ForkChild* child = std::exchange(forking_, nullptr);
-  if (child == nullptr) return;
-  bare::close(std::exchange(child->child_socket, -1));
-  child->snapshot->set_inherited(false);
-  // There is no child, or nothing of the watched memory is in it.
-  if (!arrived_.load()) child->canceled.store(true);
-  child->forked.store(true);
+void ForkKeeper::cancel(ForkChild& child) {
+  child.canceled.store(true);
+  child.forked.store(true);
   os::ring(wake_fd_);
+}
+
+void ForkKeeper::finish_in_parent() {
+  const auto wait_for_news = [&] {
+    // The kernel lets the thread go on when its news has been read; it may not have been told yet.
+    while (thread_.running() && !context_.uffd.all_told()) std::this_thread::yield();
+  };
+  wait_for_news();
+  mode_.store(Mode::None);
+  wait_for_news();  // somebody may have seen the mode before
+  note_copy(this, false);
+  if (ForkChild* child = forking_.exchange(nullptr); child != nullptr) {
+    bare::close(std::exchange(child->child_socket, -1));
+    child->snapshot->set_inherited(false);
+    child->forked.store(true);
+    // There is no child, or nothing of the watched memory is in it.
+    if (!arrived_.load()) cancel(*child);
+  }
+  pause(false);
+  if (thread_.running()) os::ring(wake_fd_);
 }
 
 bool ForkKeeper::worth_it() const {
@@ -139,41 +155,40 @@ void ForkKeeper::bring_rest_home() {
   }
 }
 
-ForkSnapshot* ForkKeeper::write_down() {
-  const Wiped wiped;
-  if (!wiped.known()) return nullptr;
+ForkSnapshot* ForkKeeper::make_table() {
   const Operation operation(context_);
-  std::uint32_t ranges = 0;
   std::uint32_t entries = 0;
-  const auto for_each_private = [&](auto&& visit) {
-    for (const auto& [begin, range] : context_.space.ranges())
-      if (range->backing == state::Backing::Private && range->pages_out.load() != 0) {
-        const Status walked =
-            context_.space.for_each_segment(range->pages, false, [&, range = range](const Segment& segment) -> Status {
-              if (segment.range != range) return {};
-              return visit(segment) ? UHMM_OK : UHMM_ERR_SYSTEM;
-            });
-        if (!walked.ok()) return false;
-      }
-    return true;
-  };
-  ranges = static_cast<std::uint32_t>(context_.space.ranges().size());
-  (void)for_each_private([&](const Segment& segment) {
-    const std::scoped_lock lock(segment.block->mutex);
-    for (const BlockDevice* part : segment.block->devices)
-      if (part != nullptr && part->resident.any()) ++entries;
-    return true;
-  });
-  ForkSnapshot* snapshot = ForkSnapshot::make(entries, ranges);
-  if (snapshot == nullptr) return nullptr;
   for (const auto& [begin, range] : context_.space.ranges()) {
-    const std::scoped_lock lock(range->arm_mutex);
-    if (range->armed) snapshot->add_range(range->pages);
+    if (range->pages_out.load() == 0) continue;
+    if (range->backing == state::Backing::Shared) return nullptr;  // it could not come home
+    (void)context_.space.for_each_segment(range->pages, false, [&](const Segment& segment) {
+      const std::scoped_lock lock(segment.block->mutex);
+      for (const BlockDevice* part : segment.block->devices)
+        if (part != nullptr && part->resident.any()) ++entries;
+      return Status{};
+    });
   }
-  if (for_each_private([&](const Segment& segment) { return owe(*snapshot, segment, wiped.in(*segment.block)); }))
-    return snapshot;
-  ForkSnapshot::unmap(snapshot);
-  return nullptr;
+  return ForkSnapshot::make(entries, static_cast<std::uint32_t>(context_.space.ranges().size()));
+}
+
+bool ForkKeeper::write_down(ForkSnapshot& snapshot) {
+  const Wiped wiped;
+  if (!wiped.known()) return false;
+  const Operation operation(context_);
+  for (const auto& [begin, range] : context_.space.ranges()) {
+    {
+      const std::scoped_lock lock(range->arm_mutex);
+      if (range->armed) snapshot.add_range(range->pages);
+    }
+    if (range->backing != state::Backing::Private || range->pages_out.load() == 0) continue;
+    const Status walked =
+        context_.space.for_each_segment(range->pages, false, [&, range = range](const Segment& segment) -> Status {
+          if (segment.range != range || owe(snapshot, segment, wiped.in(*segment.block))) return {};
+          return UHMM_ERR_SYSTEM;
+        });
+    if (!walked.ok()) return false;
+  }
+  return true;
 }
 
 // False: something can't stay as it is.
@@ -194,6 +209,7 @@ bool ForkKeeper::owe(ForkSnapshot& snapshot, const Segment& segment, const PageM
     block.owed |= theirs;
     const bool later = context_.slot(index).memory.defer_unmap(part, [&] { return device.busy(); });
     if (!later && !revoke_write(context_, index, *part, theirs).ok()) return false;
+    const std::scoped_lock table(mutex_);
     snapshot.add_owed(block.base, index, theirs);
   }
   return true;
@@ -210,12 +226,11 @@ bool ForkKeeper::add_child(ForkSnapshot* snapshot) {
   good = good && child->files.kept >= 0;
   {
     const Operation operation(context_);
-    for (const ForkSnapshot::Entry& entry : snapshot->entries()) {
-      int& file = child->files.devices[entry.device];
-      if (file >= 0) continue;
-      Device* device = context_.healthy(DeviceIndex{entry.device});
-      file = device != nullptr ? os::duplicate(device->memory_file()) : -1;
-      good = good && file >= 0;
+    for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
+      const Device* device = context_.healthy(DeviceIndex{i});
+      if (device == nullptr || device->memory_file() < 0) continue;
+      child->files.devices[i] = os::duplicate_read_only(device->memory_file());
+      good = good && child->files.devices[i] >= 0;
     }
   }
   if (!good) {
@@ -228,7 +243,7 @@ bool ForkKeeper::add_child(ForkSnapshot* snapshot) {
   const std::scoped_lock lock(mutex_);
   child->next = children_;
   children_ = child;
-  forking_ = child;
+  forking_.store(child);
   return true;
 }
 

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/engine/fork_snapshot.hpp"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <cerrno>
+#include <ctime>
 #include <new>
 
 #include "runtime/os/memory.hpp"
@@ -14,6 +17,8 @@ namespace bare = os::bare;
 
 // A child's first fault somewhere brings so much; each that continues a walk doubles it.
 constexpr std::uint32_t kFirstWindow = 16;
+
+constexpr int kMostTries = 5000;  // milliseconds
 
 // What a range's pages are in a block.
 PageMask part_of_block(ByteRange pages, VirtAddr block) {
@@ -114,38 +119,81 @@ void ForkSnapshot::give_up(ByteRange pages) {
   }
 }
 
+void ForkSnapshot::wait_for_deliveries() const {
+  while (deliveries_.load() != 0) sched_yield();
+}
+
 std::uint32_t SnapshotReader::window_at(VirtAddr page) {
   window_ = page == walk_ && window_ != 0 ? std::min(window_ * 2, kPagesPerBlock) : kFirstWindow;
   // Windows end where a larger page would.
   return std::min(window_, kPagesPerBlock - page.page_in_block());
 }
 
-bool SnapshotReader::serve(VirtAddr bell) {
-  // Faults come out ahead of news, and while there is news that nobody has read no page can be given: so who faulted
-  // sleeps until everything is read.
-  constexpr std::size_t kMost = 128;
-  os::UffdFault faults[kMost];
-  std::size_t count = 0;
+// What was read and is not done yet. While a change of the map is unread no page can be given, and faults come out
+// ahead of changes: so who faulted sleeps until everything is read, and changes are followed in their order.
+struct SnapshotReader::News {
+  static constexpr std::size_t kMostFaults = 128;
+  static constexpr std::size_t kMostChanges = 64;
+  struct Change {
+    os::UffdMove move;
+    bool is_drop = false;
+  };
+  VirtAddr bell;
   bool rung = false;
-  while (count < kMost) {
+  bool more_faults = false;  // than there is room for: they sleep until all are woken
+  std::size_t fault_count = 0;
+  std::size_t change_count = 0;
+  os::UffdFault faults[kMostFaults];
+  Change changes[kMostChanges];
+};
+
+void SnapshotReader::read_all(News& news) {
+  while (news.change_count < News::kMostChanges) {
     const bare::Message message = bare::read_message(uffd_);
-    if (message.kind == bare::Message::Kind::None) break;
-    if (message.kind == bare::Message::Kind::Fork) {
-      poison_in(message.fork_fd);
-      bare::close(message.fork_fd);
-    } else if (message.kind == bare::Message::Kind::Move) {
-      follow(message.move);
-    } else if (message.kind == bare::Message::Kind::Drop) {
-      snapshot_.give_up(message.dropped);
-    } else if (message.kind == bare::Message::Kind::Fault) {
-      if (bell.value != 0 && message.fault.address == bell)
-        rung = true;
-      else
-        faults[count++] = message.fault;
+    switch (message.kind) {
+      case bare::Message::Kind::None: return;
+      case bare::Message::Kind::Fork:
+        poison_in(message.fork_fd);
+        bare::close(message.fork_fd);
+        break;
+      case bare::Message::Kind::Move: news.changes[news.change_count++] = {message.move, false}; break;
+      case bare::Message::Kind::Drop:
+        news.changes[news.change_count++] = {{message.dropped.begin, {}, message.dropped.bytes()}, true};
+        break;
+      case bare::Message::Kind::Fault:
+        if (news.bell.value != 0 && message.fault.address == news.bell)
+          news.rung = true;
+        else if (news.fault_count < News::kMostFaults)
+          news.faults[news.fault_count++] = message.fault;
+        else
+          news.more_faults = true;
+        break;
+      case bare::Message::Kind::Other: break;
     }
   }
-  for (std::size_t i = 0; i < count; ++i) serve_fault(faults[i]);
-  return rung;
+}
+
+bool SnapshotReader::serve(VirtAddr bell) {
+  News news;
+  news.bell = bell;
+  read_all(news);
+  for (std::size_t i = 0; i < news.change_count;) {
+    const News::Change& change = news.changes[i];
+    if (change.is_drop) {
+      if (settles_) snapshot_.give_up({change.move.from, change.move.from + change.move.bytes});
+      ++i;
+    } else if (follow(change.move) == EAGAIN) {
+      read_all(news);  // of the change that is in the way
+    } else {
+      const ByteRange target{change.move.to, change.move.to + change.move.bytes};
+      if (news.more_faults) bare::wake(uffd_, target);
+      ++i;
+    }
+  }
+  for (std::size_t i = 0; i < news.fault_count; ++i) serve_fault(news.faults[i]);
+  if (news.more_faults)
+    for (const ByteRange& range : snapshot_.ranges()) bare::wake(uffd_, range);
+  return news.rung;
 }
 
 void SnapshotReader::serve_fault(const os::UffdFault& fault) {
@@ -163,7 +211,7 @@ void SnapshotReader::serve_fault(const os::UffdFault& fault) {
     if (owed || !entry.owed.load().test(first)) return;
     owed = true;
     const std::uint32_t count = window_at(page);
-    deliver_entry(entry, PageMask::of({first, count}), 0);
+    (void)deliver_entry(entry, PageMask::of({first, count}), 0);
     walk_ = page + std::uint64_t{count} * kPageBytes;
   });
   if (!owed) {
@@ -191,7 +239,7 @@ void SnapshotReader::fetch(const ForkSnapshot::Entry& entry, PageRun run, PageMa
   *lost |= entry.lost.load() & wanted;
 }
 
-void SnapshotReader::deliver(ForkSnapshot::Entry& entry, PageRun run, std::int64_t offset) {
+int SnapshotReader::deliver(ForkSnapshot::Entry& entry, PageRun run, std::int64_t offset) {
   PageMask lost;
   fetch(entry, run, &lost);
   const auto target = [&](PageRun part) {
@@ -210,26 +258,37 @@ void SnapshotReader::deliver(ForkSnapshot::Entry& entry, PageRun run, std::int64
     if (error != 0) return;
     error = poison_missing(uffd_, {target(part), target(part) + part.bytes()});
   });
-  if (error != 0) return;  // tried again at the next fault
-  snapshot_.settle(entry, PageMask::of(run));
+  if (error == 0 && settles_) snapshot_.settle(entry, PageMask::of(run));
+  return error;
 }
 
-void SnapshotReader::deliver_entry(ForkSnapshot::Entry& entry, const PageMask& among, std::int64_t offset) {
-  (entry.owed.load() & among).for_each_run([&](PageRun run) { deliver(entry, run, offset); });
+int SnapshotReader::deliver_entry(ForkSnapshot::Entry& entry, const PageMask& among, std::int64_t offset) {
+  int error = 0;
+  snapshot_.deliveries_.fetch_add(1);
+  (entry.owed.load() & among).for_each_run([&](PageRun run) {
+    if (error == 0) error = deliver(entry, run, offset);
+  });
+  snapshot_.deliveries_.fetch_sub(1);
+  return error;
 }
 
-void SnapshotReader::follow(const os::UffdMove& move) {
+int SnapshotReader::follow(const os::UffdMove& move) {
   const ByteRange from{move.from, move.from + move.bytes};
   const auto offset = static_cast<std::int64_t>(move.to.value - move.from.value);
+  // What was owed at the target is not there any more.
+  if (settles_) snapshot_.give_up({move.to, move.to + move.bytes});
   for (ForkSnapshot::Entry& entry : snapshot_.entries()) {
     const PageMask part = part_of_block(from, VirtAddr{entry.block});
-    // Told again while the map is changing; nobody else would know where the pages went.
-    while ((entry.owed.load() & part).any()) deliver_entry(entry, part, offset);
+    int error = 0;
+    do error = deliver_entry(entry, part, offset);
+    while (error == ENOMEM);  // nobody else would know where the pages went
+    if (error != 0) return error;
   }
+  return 0;
 }
 
 void SnapshotReader::deliver_all() {
-  for (ForkSnapshot::Entry& entry : snapshot_.entries()) deliver_entry(entry, PageMask::all(), 0);
+  for (ForkSnapshot::Entry& entry : snapshot_.entries()) (void)deliver_entry(entry, PageMask::all(), 0);
 }
 
 void SnapshotReader::release(ByteRange range) {
@@ -261,11 +320,20 @@ void SnapshotReader::write_all() {
       fetch(entry, run, &lost);
       PageMask::of(run).minus(lost).for_each_run([&](PageRun part) {
         const std::byte* from = buffer_ + std::size_t{part.first - run.first} * kPageBytes;
-        (void)bare::write_own_memory(VirtAddr{entry.block + part.offset()}, from, part.bytes());
+        const VirtAddr to{entry.block + part.offset()};
+        // It may be watched for a moment longer than the parent lives. What can't be written is not there, or is lost.
+        constexpr timespec kMoment{0, 1'000'000};
+        for (int tries = 0; !bare::write_own_memory(to, from, part.bytes()); ++tries) {
+          if (tries == kMostTries || !bare::is_mapped(to)) {
+            lost.set(part);
+            break;
+          }
+          (void)nanosleep(&kMoment, nullptr);
+        }
       });
       lost.for_each_run([&](PageRun part) {
         const VirtAddr begin{entry.block + part.offset()};
-        (void)os::map_bus_error({begin, begin + part.bytes()});
+        if (bare::is_mapped(begin)) (void)os::map_bus_error({begin, begin + part.bytes()});
       });
       snapshot_.settle(entry, PageMask::of(run));
     });

@@ -55,14 +55,19 @@ class ForkSnapshot {
   // They are owed no more: delivered, or given up by the child.
   void settle(Entry& entry, const PageMask& pages) { left_.fetch_sub(entry.owed.remove(pages)); }
   void give_up(ByteRange pages);
+  // Of what was given up before the call nothing is delivered any more, also not by a delivery under way. Not for
+  // readers.
+  void wait_for_deliveries() const;
 
  private:
+  friend class SnapshotReader;
   std::size_t bytes_ = 0;
   Entry* entries_ = nullptr;  // the same address in both processes
   ByteRange* ranges_ = nullptr;
   std::uint32_t entry_count_ = 0;
   std::uint32_t range_count_ = 0;
   std::atomic<std::uint64_t> left_{0};
+  std::atomic<std::uint32_t> deliveries_{0};  // under way
 };
 
 template <typename Visit>
@@ -93,9 +98,10 @@ struct SnapshotFiles {
 class SnapshotReader {
  public:
   static constexpr std::size_t kBufferBytes = kBlockBytes;
-  // `buffer`: kBufferBytes, of this reader alone.
-  SnapshotReader(ForkSnapshot& snapshot, const SnapshotFiles& files, int uffd, std::byte* buffer)
-      : snapshot_(snapshot), files_(files), uffd_(uffd), buffer_(buffer) {}
+  // `buffer`: kBufferBytes, of this reader alone. `settles`: what it delivers is owed no more. It is not by a reader
+  // that can't tell whether its userfaultfd is the child's.
+  SnapshotReader(ForkSnapshot& snapshot, const SnapshotFiles& files, int uffd, std::byte* buffer, bool settles)
+      : snapshot_(snapshot), files_(files), uffd_(uffd), buffer_(buffer), settles_(settles) {}
 
   // Reads what there is to read from the child's userfaultfd and serves it. True: the child has touched `bell`.
   bool serve(VirtAddr bell = VirtAddr{});
@@ -109,14 +115,17 @@ class SnapshotReader {
 
  private:
   void serve_fault(const os::UffdFault& fault);
-  // The child has moved memory: what is owed of it is delivered where it went.
-  void follow(const os::UffdMove& move);
+  struct News;
+  void read_all(News& news);
+  // The child has moved memory: what is owed of it is delivered where it went. 0, or EAGAIN: not all of it yet.
+  int follow(const os::UffdMove& move);
   // The child has been copied itself, by a system call that nobody was told of: in that copy what is owed raises
   // SIGBUS.
   void poison_in(int uffd);
   // Into the pages of the child that begin `offset` bytes further on.
-  void deliver(ForkSnapshot::Entry& entry, PageRun run, std::int64_t offset);
-  void deliver_entry(ForkSnapshot::Entry& entry, const PageMask& among, std::int64_t offset);
+  // 0, or EAGAIN and ENOMEM: some are still owed.
+  int deliver(ForkSnapshot::Entry& entry, PageRun run, std::int64_t offset);
+  int deliver_entry(ForkSnapshot::Entry& entry, const PageMask& among, std::int64_t offset);
   // Contents of the run, as they were. Pages of which there is nothing any more are in *lost.
   void fetch(const ForkSnapshot::Entry& entry, PageRun run, PageMask* lost);
   std::uint32_t window_at(VirtAddr page);
@@ -126,6 +135,7 @@ class SnapshotReader {
   const SnapshotFiles& files_;
   const int uffd_;
   std::byte* const buffer_;
+  const bool settles_;
   VirtAddr walk_;  // where the last window ended
   std::uint32_t window_ = 0;
 };

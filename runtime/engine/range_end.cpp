@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/engine/range_end.hpp"
 
+#include <array>
+#include <atomic>
 #include <cerrno>
 
 #include "runtime/base/arena.hpp"
@@ -305,7 +307,25 @@ Status bring_after(Context& context, const Segment& segment, const os::UffdMove&
 struct MoveJob : WorkerPool::Work {
   Context* context = nullptr;
   os::UffdMove move;
+  std::atomic<bool> spare_in_use{false};
 };
+// Whoever tells may be needed by a thread that forks, which has the arena's lock: so as a rule nothing is allocated.
+std::array<MoveJob, 64> spare_jobs;
+
+MoveJob* make_move_job() {
+  for (MoveJob& job : spare_jobs)
+    if (!job.spare_in_use.exchange(true)) return &job;
+  auto* job = make_in_arena<MoveJob>();
+  UHMM_REQUIRE(job != nullptr, "no memory to follow memory that was moved");
+  return job;
+}
+
+void end_move_job(MoveJob& job) {
+  if (&job >= spare_jobs.data() && &job < spare_jobs.data() + spare_jobs.size())
+    job.spare_in_use.store(false);
+  else
+    destroy_in_arena(&job);
+}
 
 }  // namespace
 
@@ -352,8 +372,7 @@ void follow_move(Context& context, const os::UffdMove& move) {
 }
 
 void post_move(void* context, const os::UffdMove& move) {
-  auto* job = make_in_arena<MoveJob>();
-  UHMM_REQUIRE(job != nullptr, "no memory to follow memory that was moved");
+  MoveJob* job = make_move_job();
   job->context = static_cast<Context*>(context);
   job->move = move;
   job->context->moves_under_way.fetch_add(1);
@@ -361,7 +380,7 @@ void post_move(void* context, const os::UffdMove& move) {
     auto& self = static_cast<MoveJob&>(work);
     Context& its = *self.context;
     follow_move(its, self.move);
-    destroy_in_arena(&self);
+    end_move_job(self);
     its.moves_under_way.fetch_sub(1);
   };
   job->context->workers.post(*job);

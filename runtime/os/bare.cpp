@@ -65,7 +65,7 @@ long request(int fd, unsigned long number, void* argument) {
 }  // namespace
 
 int start_thread(void (*body)(void*), void* argument, void* stack_top) {
-  constexpr std::uint64_t kFlags = CLONE_VM | CLONE_FS | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+  constexpr std::uint64_t kFlags = CLONE_VM | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
   std::uint64_t all = ~std::uint64_t{0};
   std::uint64_t before = 0;
   (void)call(SYS_rt_sigprocmask, SIG_SETMASK, word(&all), word(&before), sizeof(all));
@@ -134,6 +134,11 @@ void drop(VirtAddr page, std::size_t bytes) { (void)call(SYS_madvise, page.value
 bool is_present(VirtAddr page) {
   unsigned char present = 0;
   return call(SYS_mincore, page.value, kPageBytes, word(&present)) == 0 && (present & 1) != 0;
+}
+
+bool is_mapped(VirtAddr page) {
+  unsigned char present = 0;
+  return call(SYS_mincore, page.value, kPageBytes, word(&present)) == 0;
 }
 
 void close(int fd) {

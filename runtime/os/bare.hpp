@@ -33,6 +33,7 @@ void set_inherited(std::byte* memory, std::size_t bytes, bool inherited);
 // Makes private pages absent again.
 void drop(VirtAddr page, std::size_t bytes);
 bool is_present(VirtAddr page);
+bool is_mapped(VirtAddr page);
 
 void close(int fd);
 // Reads or writes all of it at the offset. False: not all, for whatever reason.

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdio>
 #include <cstring>
 
 namespace uhmm::os {
@@ -105,6 +106,21 @@ pid_t run_helper(void (*body)(void*), void* argument, void* stack_top) {
 
 }  // namespace
 
+namespace {
+std::atomic<void (*)(void*, bool)> copy_listener{nullptr};
+std::atomic<void*> copy_context{nullptr};
+}  // namespace
+
+void listen_to_copies(void (*listener)(void* context, bool begins), void* context) {
+  copy_listener.store(nullptr);
+  copy_context.store(context);
+  copy_listener.store(listener);
+}
+
+void announce_copy(bool begins) {
+  if (auto* listener = copy_listener.load()) listener(copy_context.load(), begins);
+}
+
 int spawn_process(void (*child_main)(void*), void* argument, void* stack_top, SpawnedProcess* out) {
   SpawnRequest request;
   request.child_main = child_main;
@@ -114,8 +130,10 @@ int spawn_process(void (*child_main)(void*), void* argument, void* stack_top, Sp
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   spawning = true;
+  announce_copy(true);
   const pid_t helper = run_helper(fork_in_helper, &request, stack_top);
   const int error = errno;
+  announce_copy(false);
   spawning = false;
   // It ended before we went on; __WCLONE: it announces itself to nobody else.
   if (helper > 0) {
@@ -143,6 +161,12 @@ int above_stdio(int fd) {
 }
 
 int duplicate(int fd) { return fcntl(fd, F_DUPFD_CLOEXEC, 3); }
+
+int duplicate_read_only(int fd) {
+  char path[32];
+  std::snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+  return above_stdio(open(path, O_RDONLY | O_CLOEXEC));
+}
 
 int open_own_pidfd() { return above_stdio(static_cast<int>(syscall(SYS_pidfd_open, getpid(), 0))); }
 

@@ -31,6 +31,10 @@ struct SpawnedProcess {
 // waitpid(-1) may reap it and no SIGCHLD may announce it. Init reaps it; its pidfd tells of its end.
 // Returns 0 or an errno. User threads only: it runs pthread_atfork handlers and copies the page tables.
 int spawn_process(void (*child_main)(void*), void* argument, void* stack_top, SpawnedProcess* out);
+// Before this process is copied, by spawn_process() and by whoever else does it past the C library, and after:
+// `listener` is told, so that somebody reads the kernel's news of it whatever locks the caller has. nullptr: nobody is.
+void announce_copy(bool begins);
+void listen_to_copies(void (*listener)(void* context, bool begins), void* context);
 // True in a thread that is inside spawn_process (and in the new process's first thread): the runtime's own
 // pthread_atfork handlers ask this and then do nothing.
 bool spawning_in_this_thread();
@@ -74,6 +78,8 @@ void resume_at(void* ucontext, std::uint64_t instruction);
 int above_stdio(int fd);
 // Another number for the same file, close-on-exec and above stdio. -1 with errno.
 int duplicate(int fd);
+// The same, of a file that can be read, for reading only.
+int duplicate_read_only(int fd);
 // A sparse shared memory file that nobody can resize: its offsets are addresses. -1 with errno. [0, 2] are never used.
 int make_memory_file(const char* name, std::uint64_t bytes);
 // Both ends close-on-exec, message oriented, above stdio; `ends[0]` receives the sender's identity. 0 or an errno.

@@ -121,6 +121,7 @@ Userfaultfd::~Userfaultfd() { close(); }
 int Userfaultfd::release() { return std::exchange(fd_, -1); }
 
 void Userfaultfd::close() {
+  if (const int spare = spare_.exchange(-1); spare >= 0) ::close(spare);
   for (int* fd : {&fd_, &pagemap_})
     if (*fd >= 0) ::close(std::exchange(*fd, -1));
 }
@@ -332,12 +333,30 @@ void Userfaultfd::wake(ByteRange pages) const {
   (void)ioctl(fd_, UFFDIO_WAKE, &range);
 }
 
+void Userfaultfd::renew_spare() const {
+  if (spare_.load() >= 0) return;
+  const int fresh = fcntl(fd_, F_DUPFD_CLOEXEC, 3);
+  int none = -1;
+  if (fresh >= 0 && !spare_.compare_exchange_strong(none, fresh)) ::close(fresh);
+}
+
+long Userfaultfd::read_message(void* messages, std::size_t bytes) const {
+  ssize_t got = ::read(fd_, messages, bytes);
+  // Out of descriptors a fork would sleep until one is free.
+  if (got < 0 && (errno == EMFILE || errno == ENFILE))
+    if (const int spare = spare_.exchange(-1); spare >= 0) {
+      ::close(spare);
+      got = ::read(fd_, messages, bytes);
+    }
+  return got;
+}
+
 std::size_t Userfaultfd::read(std::span<UffdFault> faults) const {
   constexpr std::size_t kBatch = 32;
   struct uffd_msg messages[kBatch];
   const std::size_t wanted = faults.size() < kBatch ? faults.size() : kBatch;
   const Reading reading(readers_);
-  const ssize_t bytes = ::read(fd_, messages, wanted * sizeof(messages[0]));
+  const long bytes = read_message(messages, wanted * sizeof(messages[0]));
   if (bytes <= 0) return 0;
   std::size_t stored = 0;
   for (std::size_t i = 0; i < static_cast<std::size_t>(bytes) / sizeof(messages[0]); ++i) {
@@ -396,7 +415,7 @@ void Userfaultfd::read_on() const {
   std::uint64_t asleep[64];
   std::size_t count = 0;
   struct uffd_msg message {};
-  while (count < std::size(asleep) && ::read(fd_, &message, sizeof(message)) == sizeof(message)) {
+  while (count < std::size(asleep) && read_message(&message, sizeof(message)) == sizeof(message)) {
     if (message.event == UFFD_EVENT_PAGEFAULT)
       asleep[count++] = message.arg.pagefault.address;
     else

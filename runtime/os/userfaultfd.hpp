@@ -118,6 +118,8 @@ class Userfaultfd {
   // The same for forks: `forked` owns the new process's descriptor, whose news and faults wait to be read. The thread
   // that forks goes on when it has been told.
   void listen_to_forks(void (*forked)(void* context, int fd), void* context);
+  // The kernel needs a descriptor to tell of a fork: one is kept for that, and renewed here when it has been used.
+  void renew_spare() const;
   // Reads on for those who listen. Faults that come out with it are taken again.
   void read_on() const;
   // True: of every move and fork that has happened so far, whoever listens has been told.
@@ -127,6 +129,7 @@ class Userfaultfd {
   template <typename Step>
   Progress repeat(std::uint64_t bytes, Step&& step) const;
   void tell(const void* message) const;
+  long read_message(void* messages, std::size_t bytes) const;
 
   std::uint64_t moved_in_silence(VirtAddr to, VirtAddr from, std::uint64_t bytes) const;
 
@@ -139,6 +142,7 @@ class Userfaultfd {
   void (*forked_)(void* context, int fd) = nullptr;
   void* forked_context_ = nullptr;
   mutable std::atomic<std::uint32_t> readers_{0};  // between taking news from the kernel and telling it
+  mutable std::atomic<int> spare_{-1};
 };
 
 }  // namespace uhmm::os

@@ -60,7 +60,7 @@ TEST_F(BadConfig, StructFieldsOutOfRange) {
       {"gpus", [](uhmm_config& c) { c.gpus = 2; }},
       {"two vendors", [](uhmm_config& c) { c.flags |= UHMM_CONFIG_GPU_CUDA | UHMM_CONFIG_GPU_HIP; }},
       {"flags", [](uhmm_config& c) { c.flags |= 0x80000000; }},
-      {"flags", [](uhmm_config& c) { c.flags |= 0x80; }},
+      {"flags", [](uhmm_config& c) { c.flags |= 0x100; }},
   };
   for (const auto& row : rows) {
     SCOPED_TRACE(row.field);

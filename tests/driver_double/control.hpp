@@ -50,6 +50,9 @@ struct Control {
   std::uint64_t (*calls)(const char* function) = nullptr;  // how often it was called
   const char* (*function)(std::size_t index) = nullptr;    // every function by name, then nullptr
   Census (*census)() = nullptr;
+  // Who is told before and after the double copies the process, which no driver of a real GPU does: the kernel's news
+  // of it has to be read, whatever locks the runtime has.
+  void (*tell_of_copies)(void (*listener)(bool begins)) = nullptr;
   // Everything as after loading, whatever state it is in.
   void (*reset)() = nullptr;
 };

@@ -259,8 +259,10 @@ bool Executor::start() {
   ExecutorProcess::shared = shared_;
   // Past the C library: none of the program's fork handlers has anything to do with a GPU, and no wait() of its own
   // sees a child that announces itself with no signal.
+  if (on_copy != nullptr) on_copy(true);
   const long pid = syscall(SYS_clone, 0, nullptr, nullptr, nullptr, nullptr);
   if (pid == 0) ExecutorProcess::main();
+  if (on_copy != nullptr) on_copy(false);
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   pid_ = static_cast<pid_t>(pid);
   return pid > 0;

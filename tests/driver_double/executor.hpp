@@ -13,6 +13,7 @@ namespace uhmm::driver_double {
 
 class Executor {
  public:
+  static inline void (*on_copy)(bool begins) = nullptr;
   enum class Action : std::uint32_t { Close, Open };  // make addresses inaccessible; map the memory file there
   struct Request {
     Action action = Action::Close;

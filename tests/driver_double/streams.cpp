@@ -250,6 +250,7 @@ const Control* control() {
       return index < calls().names.size() ? calls().names[index].c_str() : nullptr;
     };
     out.census = [] { return Core::instance().census(); };
+    out.tell_of_copies = [](void (*listener)(bool begins)) { Executor::on_copy = listener; };
     out.reset = [] {
       Core::instance().reset();
       const std::scoped_lock lock(calls().mutex);

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "backends/vmm/driver.hpp"
+#include "runtime/os/process.hpp"
 #include "tests/driver_double/control.hpp"
 
 namespace uhmm::test {
@@ -25,6 +26,7 @@ struct DriverDouble {
     void* handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
     loaded.push_back(handle);
     const auto get = reinterpret_cast<driver_double::GetControl>(dlsym(handle, driver_double::kControlSymbol));
+    get()->tell_of_copies(&os::announce_copy);
     return *get();
   }
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What fork() costs by the memory that is on a device: all of it comes home first.
+// What fork() costs by the memory that is on a device.
 #include <sys/wait.h>
 #include <unistd.h>
 

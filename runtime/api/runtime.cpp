@@ -37,7 +37,7 @@ void prepare_fork() {
   forks.fetch_add(1);
   gate_closed = state.load() == State::On;
   if (gate_closed) runtime->before_fork();
-  // After that: this thread's stack is at home and stays there.
+  // After that: the part of this thread's stack that fork() uses is at home and stays there.
   Arena::instance().lock_for_fork();
 }
 void parent_after_fork() {
@@ -66,6 +66,9 @@ void install_fork_handlers() {
   static std::atomic<bool> installed{false};
   if (!installed.exchange(true)) pthread_atfork(prepare_fork, parent_after_fork, child_after_fork);
 }
+
+// More than fork() and its handlers need, above and below.
+constexpr std::uint64_t kStackOfFork = std::uint64_t{256} << 10;
 
 void destroy_soft(backend::Device* device) { soft::destroy(device); }
 
@@ -204,8 +207,11 @@ Status Runtime::stop() {
 
 void Runtime::before_fork() {
   // The whole wait happens on a worker: this thread's stack may be on a device itself.
-  (void)context.workers.call([this]() -> Status {
+  const char on_stack = 0;
+  const VirtAddr here = VirtAddr{&on_stack}.page_floor();
+  (void)context.workers.call([this, here]() -> Status {
     context.fork_gate.close();
+    forks.bring_home({here - kStackOfFork, here + kStackOfFork});
     return forks.prepare();
   });
 }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// While fork() is under way nothing leaves system memory: the child gets whole copies. The same while a range comes or
-// goes that has a page in common with another: the page changes hands at home. Whoever takes pages away enters the gate
-// for that time. Service threads never wait at it: they leave a device's fault unserved, and the device is told to
-// retry when the gate opens.
+// While fork() is under way nothing leaves system memory: what the child gets by the copy, and what it is owed, is
+// settled. The same while a range comes or goes that has a page in common with another: the page changes hands at home.
+// Whoever takes pages away enters the gate for that time. Service threads never wait at it: they leave a device's fault
+// unserved, and the device is told to retry when the gate opens.
 #pragma once
 
 #include <atomic>

@@ -55,6 +55,8 @@ class ForkKeeper {
   Status start();
   void stop();
 
+  // Pages that have to be at home for the copy: the stack of the thread that makes it. On a worker.
+  void bring_home(ByteRange pages);
   // The gate is closed: nothing leaves system memory. Brings home what can't stay. On a worker.
   Status prepare();
   // The fork is over, or has failed. On the thread that forked, in the parent: takes no lock.

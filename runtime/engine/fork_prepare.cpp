@@ -68,11 +68,19 @@ Status ForkKeeper::prepare() {
   arrived_.store(false);
   Status status;
   const bool snapshot = worth_it() && leave_it_there();
-  if (!snapshot) status = bring_home(context_, kMaxDevices, UHMM_CAUSE_FORK);
+  if (!snapshot) status = engine::bring_home(context_, kMaxDevices, UHMM_CAUSE_FORK);
   // What could not come home is not in the child: it raises SIGBUS there, as in any copy that nobody was told of.
   mode_.store(snapshot ? Mode::Snapshot : status.ok() ? Mode::Whole : Mode::None);
   note_copy(this, true);
   return status;
+}
+
+void ForkKeeper::bring_home(ByteRange pages) {
+  const Operation operation(context_);
+  (void)context_.space.for_each_segment(pages, false, [&](const Segment& segment) {
+    (void)to_system(context_, segment, PageMask::of(segment.run), Want::Move, UHMM_CAUSE_FORK);
+    return Status{};
+  });
 }
 
 // False: not everything of it can be left there.

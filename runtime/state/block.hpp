@@ -81,7 +81,7 @@ struct Block {
   PageMask lost;       // the only copy is gone
   PageMask bus_error;  // of lost: something that only raises SIGBUS is mapped there instead
   PageMask in_place;   // of away: the program's mapping there is of a coherent device's memory
-  PageMask owed;       // of away: forked children may want the device's copy as it is; no entry there allows writes
+  PageMask owed;       // of away: forked children may want the device's copy as it is; no work there may write it
   std::array<BlockDevice*, kMaxDevices> devices{};
   std::uint32_t references = 0;  // ranges that touch the block; guarded by the address space's lock
 };

@@ -4,6 +4,7 @@
 #if !defined(__SANITIZE_THREAD__)
 #include <dirent.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -350,6 +351,41 @@ TEST_F(ForkSnapshots, SeveralAtATimeFromSeveralThreads) {
   for (std::thread& thread : threads) thread.join();
   EXPECT_EQ(wrong, 0);
   EXPECT_TRUE(holds(1));
+}
+
+// A thread whose stack is on the device when it forks. Returns what is wrong with what the child finds in it.
+struct StackOnDevice {
+  Memory* stack = nullptr;
+  int wrong = -1;
+
+  static void* fork_there(void* self) {
+    auto& its = *static_cast<StackOnDevice*>(self);
+    volatile unsigned char local[300 * 1024];
+    for (std::size_t i = 0; i < sizeof(local); ++i) local[i] = static_cast<unsigned char>(i * 7);
+    if (uhmm_migrate(its.stack->data(), its.stack->bytes(), 1, nullptr) != UHMM_OK) return nullptr;
+    const pid_t child = fork();
+    if (child == 0) {
+      for (std::size_t i = 0; i < sizeof(local); ++i)
+        if (local[i] != static_cast<unsigned char>(i * 7)) _exit(1);
+      _exit(0);
+    }
+    its.wrong = exit_code_of(child);
+    return nullptr;
+  }
+};
+
+TEST_F(ForkSnapshots, TheForkingThreadsStackMayBeThere) {
+  Memory stack(1024 * kPage);
+  fill(stack.data(), stack.bytes(), 1);
+  pthread_attr_t attributes;
+  ASSERT_EQ(pthread_attr_init(&attributes), 0);
+  ASSERT_EQ(pthread_attr_setstack(&attributes, stack.data(), stack.bytes()), 0);
+  StackOnDevice there{&stack};
+  pthread_t thread{};
+  ASSERT_EQ(pthread_create(&thread, &attributes, StackOnDevice::fork_there, &there), 0);
+  ASSERT_EQ(pthread_join(thread, nullptr), 0);
+  (void)pthread_attr_destroy(&attributes);
+  EXPECT_EQ(there.wrong, 0);
 }
 
 std::size_t open_descriptors() {

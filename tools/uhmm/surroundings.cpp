@@ -28,7 +28,8 @@ std::optional<std::string> read_config(const std::string& path) {
 }
 
 bool can_open(const char* library) {
-  void* handle = dlopen(library, RTLD_LAZY | RTLD_LOCAL);
+  // A driver that goes again leaves behind what it has allocated, with nobody who knows of it: it stays.
+  void* handle = dlopen(library, RTLD_LAZY | RTLD_LOCAL | RTLD_NODELETE);
   if (handle != nullptr) dlclose(handle);
   return handle != nullptr;
 }

@@ -34,6 +34,7 @@ enum class Operation : std::uint32_t {
   MakeAccessible,
   Remove,         // the range is no longer the device's
   DropPageTable,  // pages stay in memory, the next touch faults
+  Mirror,         // the range shows a file of the program's, which comes by the socket for files
 };
 
 enum class MailboxState : std::uint32_t { Idle, Posted, Done };
@@ -44,6 +45,8 @@ struct alignas(64) Mailbox {
   std::uint32_t count;
   std::int32_t error;       // errno of the first range that failed
   std::uint32_t succeeded;  // ranges before it
+  std::uint64_t offset;     // Mirror: of the file
+  bool readable, writable;
   struct {
     std::uint64_t begin, end;
   } ranges[kRequestRanges];

@@ -7,6 +7,7 @@
 
 #include <cstring>
 
+#include "runtime/os/bare.hpp"
 #include "runtime/os/process.hpp"
 #include "runtime/os/thread.hpp"
 #include "runtime/os/userfaultfd.hpp"
@@ -50,8 +51,22 @@ struct ThreadVector {
 };
 #endif
 
-int perform(const DeviceProcess& process, Operation operation, ByteRange range) {
-  switch (operation) {
+int mirror(const DeviceProcess& process, const Mailbox& mailbox, ByteRange range) {
+  constexpr int kFileTimeoutMs = 10'000;
+  char byte = 0;
+  os::Message message;
+  const int error = os::receive_message(process.files, &byte, sizeof(byte), kFileTimeoutMs, &message);
+  if (error != 0) return error;
+  if (message.fd < 0) return 9;  // EBADF: no descriptor was free for it
+  os::trust_memory(range);
+  const int mapped = os::map_shared_fixed(range, message.fd, mailbox.offset, mailbox.readable, mailbox.writable);
+  os::bare::close(message.fd);
+  return mapped;
+}
+
+int perform(const DeviceProcess& process, const Mailbox& mailbox, ByteRange range) {
+  switch (mailbox.operation) {
+    case Operation::Mirror: return mirror(process, mailbox, range);
     case Operation::MapInaccessible:
       os::trust_memory(range);
       return os::map_file_fixed(range, process.memory_file, range.begin.value, false);
@@ -74,7 +89,7 @@ int perform(const DeviceProcess& process, Operation operation, ByteRange range) 
     mailbox.succeeded = 0;
     for (std::uint32_t i = 0; i < mailbox.count && i < kRequestRanges; ++i) {
       const ByteRange range{VirtAddr{mailbox.ranges[i].begin}, VirtAddr{mailbox.ranges[i].end}};
-      mailbox.error = perform(process, mailbox.operation, range);
+      mailbox.error = perform(process, mailbox, range);
       if (mailbox.error != 0) break;
       ++mailbox.succeeded;
     }
@@ -151,7 +166,7 @@ UHMM_NO_SANITIZE void device_process_main(void* argument) {
   // While there is still privilege: faults of system calls are then served as well.
   auto uffd = os::Userfaultfd::open();
   if (!uffd) refuse(process, uffd.status(), last_detail());
-  const int keep[] = {process.memory_file, process.program_pidfd, process.socket, uffd->fd()};
+  const int keep[] = {process.memory_file, process.program_pidfd, process.files, process.socket, uffd->fd()};
   os::close_other_descriptors(keep);
   os::drop_privileges();
 

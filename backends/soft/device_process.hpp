@@ -21,6 +21,7 @@ struct DeviceProcess {
   PrivateArea area;
   int memory_file = -1;
   int program_pidfd = -1;  // readable when the program is dead
+  int files = -1;          // a socket that files to mirror come by
   int socket = -1;         // hung up when the program is dead or has become another one by exec
   std::uint32_t control_cpus[kMostMailboxes * 64] = {};  // row m: CPUs of control thread m
   std::uint32_t control_cpu_count[kMostMailboxes] = {};

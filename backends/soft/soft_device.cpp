@@ -214,6 +214,28 @@ Status SoftDevice::do_map_host(const backend::Window& /*window*/, ByteRange page
   return error == 0 ? Status{} : fail_errno("mapping device memory into the program", error);
 }
 
+Status SoftDevice::do_mirror(const backend::Mirrored& source) {
+  if (!open_now()) return lost_status();
+  const std::scoped_lock files(files_mutex_);
+  const char byte = 0;
+  if (const int error = os::send_message(files_, &byte, sizeof(byte), source.file); error != 0)
+    return page_table_error("sending a file to mirror", source.pages, error);
+  const std::uint32_t index = lock_mailbox();
+  const std::unique_lock lock(mailbox_mutex_[index], std::adopt_lock);
+  Mailbox& mailbox = control_->mailbox[index];
+  mailbox.offset = source.offset;
+  mailbox.readable = source.readable;
+  mailbox.writable = source.writable;
+  std::size_t done = 0;
+  const int error = post_request(mailbox, Operation::Mirror, {&source.pages, 1}, &done);
+  if (error == ESRCH) return lost_status();
+  return error == 0 ? Status{} : page_table_error("mapping a file of the program's", source.pages, error);
+}
+
+void SoftDevice::do_unmirror(ByteRange pages) {
+  if (open_now()) (void)request(Operation::Remove, {&pages, 1});
+}
+
 void SoftDevice::do_wake(ByteRange pages) {
   if (open_now()) uffd_.wake(pages);
 }

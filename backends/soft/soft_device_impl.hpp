@@ -48,6 +48,8 @@ class SoftDevice final : public backend::Device {
   Status do_unmap_and_free(const backend::Window& window, ByteRange pages) override;
   Status do_poison(ByteRange pages) override;
   Status do_map_host(const backend::Window& window, ByteRange pages) override;
+  Status do_mirror(const backend::Mirrored& source) override;
+  void do_unmirror(ByteRange pages) override;
   void do_wake(ByteRange pages) override;
   Result<backend::Ticket> do_launch(const backend::Launch& launch) override;
   bool do_finished(backend::Ticket ticket) const override;
@@ -121,6 +123,7 @@ class SoftDevice final : public backend::Device {
   std::atomic<std::uint32_t> incarnation_{0};
   int memory_file_ = -1;
   int program_pidfd_ = -1;
+  int files_ = -1;  // the end of a socket pair that files to mirror go by
   int socket_ = -1;
   int death_pidfd_ = -1;
   os::Userfaultfd uffd_;
@@ -135,7 +138,8 @@ class SoftDevice final : public backend::Device {
   std::atomic<std::uint64_t> link_free_ns_{0};
   std::array<RankedMutex<LockRank::DeviceChannel>, kMostMailboxes> mailbox_mutex_;
   mutable RankedMutex<LockRank::DeviceChannel> launch_mutex_;
-  std::atomic<std::uint32_t> bounces_taken_{0};  // bit b
+  RankedMutex<LockRank::DeviceFiles> files_mutex_;  // a file and the request that it is for
+  std::atomic<std::uint32_t> bounces_taken_{0};     // bit b
 
   // Attached windows; a lock of the caller (VaSpace) keeps attach and detach apart.
   std::pmr::vector<MappedWindow> windows_;

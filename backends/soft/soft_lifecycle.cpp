@@ -63,6 +63,7 @@ SoftDevice::SoftDevice(const Options& options) : options_(options), windows_(Are
   capabilities_.kind = UHMM_DEVICE_SOFT;
   capabilities_.coherent = options.coherent;
   capabilities_.faulting = true;
+  capabilities_.mirrors = true;
   capabilities_.memory_bytes = options.memory_bytes;
   capabilities_.workers = area_.threads - mailboxes;
 }
@@ -151,11 +152,18 @@ Status SoftDevice::start_process() {
   int ends[2] = {-1, -1};
   if (const int error = os::make_channel(ends); error != 0) return fail_errno("a socket pair for the device", error);
   socket_ = ends[0];
+  int files[2] = {-1, -1};
+  if (const int error = os::make_channel(files); error != 0) {
+    ::close(ends[1]);
+    return fail_errno("a socket pair for files", error);
+  }
+  files_ = files[0];
 
   process_.control = control_;
   process_.area = area_;
   process_.memory_file = memory_file_;
   process_.program_pidfd = program_pidfd_;
+  process_.files = files[1];
   process_.socket = ends[1];
   std::snprintf(process_.name, sizeof(process_.name), "%.6s", options_.name);
 
@@ -169,6 +177,7 @@ Status SoftDevice::start_process() {
   (void)mprotect(area_.first_stack(), stack_bytes, PROT_NONE);
   // Neither the program's own children nor other devices get to see it.
   (void)madvise(control_, sizeof(Control), MADV_DONTFORK);
+  ::close(files[1]);
   ::close(ends[1]);
   if (error != 0) return fail_errno("creating its process", error);
   death_pidfd_ = spawned.pidfd;
@@ -235,6 +244,7 @@ void SoftDevice::forget_incarnation() {
   windows_.clear();
   uffd_.close();
   close_fd(&socket_);
+  close_fd(&files_);
   close_fd(&program_pidfd_);
   close_fd(&death_pidfd_);
   close_fd(&memory_file_);

@@ -326,16 +326,22 @@ UHMM_API uhmm_status uhmm_range_set_pool(const void* address, uhmm_pool pool);
 
 /*
  * Make existing memory managed: [address, address + length), private anonymous with any protection (heap, stack, bss,
- * mmap), shared memory mapped read-write (shared anonymous, memfd, POSIX shm), or a private file mapping that can be
- * written (data), which becomes private anonymous memory with the same contents: only while the program has no other
+ * mmap), shared memory that can be read (shared anonymous, memfd, POSIX shm, files), or a private file mapping that can
+ * be written (data), which becomes private anonymous memory with the same contents: only while the program has no other
  * thread. It costs nothing until something of it goes to a device. Unregister or forget memory before unmapping or
  * reusing it.
+ * Shared memory that other processes may see is mirrored, not migrated: devices work on the very pages that everybody
+ * has. That is memory of a file with a name, memory that can't be written or watched, and shared memory without a name
+ * (anonymous, memfd, unlinked shm) from the program's first fork on. It takes devices that can (soft devices), and
+ * CAP_CHECKPOINT_RESTORE or a descriptor of the file that the program still has; where a fork finds it can't be had,
+ * memory without a name goes on migrating, and other processes see what was last at home. What the program does to such
+ * a mapping takes effect on a device when its next work begins, or with uhmm_revoke.
  * Pages that were lost under an earlier registration are lost again (see uhmm_discard).
  * Errors: INVALID (NULL, length 0, wraps, or beyond user space); OVERLAP (with a registered range); FAULT (a hole, or
- * shared memory without read and write permission; the detail names the address); DATA_LOST (memory that an earlier
- * registration left behind lost, on a kernel without UFFDIO_POISON: map it anew); NOT_SUPPORTED (shared
- * and read-only file mappings, code, private file mappings beside other threads, hugetlb, device mappings, System V
- * shared memory, which userfaultfd refuses); NO_MEMORY.
+ * shared memory that can't be read, or neither written nor mirrored; the detail names the address); DATA_LOST (memory
+ * that an earlier registration left behind lost, on a kernel without UFFDIO_POISON: map it anew); NOT_SUPPORTED (shared
+ * file mappings that can't be mirrored, private ones that are read-only or registered beside other threads, code,
+ * hugetlb, device mappings, System V shared memory, which userfaultfd refuses); NO_MEMORY.
  */
 UHMM_API uhmm_status uhmm_register(void* address, size_t length);
 /*
@@ -402,7 +408,7 @@ typedef struct uhmm_migrate_result {
  * Partial success: returns OK when at least one page is on `to` afterwards; the counts tell. Errors: INVALID;
  * NOT_REGISTERED; NO_DEVICE; DEVICE_LOST; BUSY (every page is pinned, or the device or its pool is going away);
  * DEVICE_FULL (nothing fits and nothing can be evicted); DATA_LOST (to the CPU: some pages are lost; the others came
- * back).
+ * back); NOT_SUPPORTED (all of it is mirrored: see uhmm_register).
  */
 UHMM_API uhmm_status uhmm_migrate(void* address, size_t length, uhmm_processor to, uhmm_migrate_result* result);
 
@@ -416,7 +422,8 @@ UHMM_API uhmm_status uhmm_migrate_async(void* address, size_t length, uhmm_proce
  * What can't be done is skipped silently (statistics show it). Errors: as uhmm_migrate_async. */
 UHMM_API uhmm_status uhmm_prefetch(void* address, size_t length, uhmm_processor to, uhmm_stream stream);
 /* Drop the contents of every page that lies wholly inside the byte range, wherever it is: it reads as zeros
- * afterwards. Lost pages become usable again. Errors: INVALID; NOT_REGISTERED. */
+ * afterwards. Lost pages become usable again. Errors: INVALID; NOT_REGISTERED; NOT_SUPPORTED (a
+ * file's memory, or shared memory with a name, whose contents are others' too). */
 UHMM_API uhmm_status uhmm_discard(void* address, size_t length);
 
 typedef enum uhmm_advice {

@@ -189,7 +189,8 @@ MissingRuns missing_runs(Runtime& rt, DeviceIndex index, ByteRange bytes, bool w
     runs.status = part.status;
     for (std::uint32_t i = 0; i < part.count; ++i) {
       const uhmm_page_info& page = part.pages[i];
-      const bool there = (page.devices & bit) != 0 && (!write || page.state != UHMM_PAGE_SHARED);
+      const bool mirrored = (page.devices & bit) == 0 && (page.mapped & bit) != 0;
+      const bool there = mirrored || ((page.devices & bit) != 0 && (!write || page.state != UHMM_PAGE_SHARED));
       if (!there && !in_run) ++runs.count;
       in_run = !there;
     }

@@ -130,6 +130,21 @@ Status Device::map_host(const Window& window, ByteRange pages) {
   return do_map_host(window, pages);
 }
 
+Status Device::mirror(const Mirrored& source) {
+  UHMM_CHECK(page_aligned(source.pages) && source.file >= 0, "whole pages of a file are mirrored");
+  UHMM_MAY_FAIL(DeviceMirror);
+  return do_mirror(source);
+}
+
+Status Device::do_mirror(const Mirrored& /*source*/) {
+  return fail(UHMM_ERR_NOT_SUPPORTED, "device %s can't work on the program's own pages", capabilities().name);
+}
+
+void Device::unmirror(ByteRange pages) {
+  UHMM_CHECK(page_aligned(pages), "whole pages are mirrored");
+  do_unmirror(pages);
+}
+
 void Device::wake(ByteRange pages) {
   UHMM_CHECK(page_aligned(pages), "whole pages are woken");
   do_wake(pages);

@@ -24,6 +24,7 @@ struct Capabilities {
   bool coherent = false;       // the CPU may map device memory in place
   bool faulting = true;        // has a fault source; else all that a kernel may reach is brought there before it starts
   bool read_only_maps = true;  // map() with MapAccess::Read is honoured (else treat every mapping as writable)
+  bool mirrors = false;        // mirror() works: kernels can work on the program's own pages
   std::uint64_t memory_bytes = 0;
   std::uint32_t workers = 0;
   std::int64_t process_id = 0;
@@ -36,6 +37,15 @@ enum class MapAccess : std::uint8_t { Read, ReadWrite };
 struct Window {
   ByteRange range;
   std::byte* host = nullptr;
+};
+
+// What is mapped at pages of the program that a device is to work on where they are.
+struct Mirrored {
+  ByteRange pages;
+  int file = -1;  // which the device needs no longer than the call lasts
+  std::uint64_t offset = 0;
+  bool readable = false;
+  bool writable = false;
 };
 
 struct DeviceFault {
@@ -103,6 +113,11 @@ class Device {
   // Coherent devices: put a mapping of the device's memory into the program's address space at the same addresses,
   // replacing what is mapped there. NOT_SUPPORTED on private devices.
   Status map_host(const Window& window, ByteRange pages);
+  // Let the device reach the program's own pages of a file, as the program does: no copy, no faults, no window. What
+  // the device had at these addresses is out of its reach, at one stroke. Devices that can: Capabilities::mirrors.
+  Status mirror(const Mirrored& source);
+  // The device reaches nothing there any more.
+  void unmirror(ByteRange pages);
   // Retry faults in `pages`.
   void wake(ByteRange pages);
 
@@ -155,6 +170,8 @@ class Device {
   virtual Status do_unmap_and_free(const Window& window, ByteRange pages) = 0;
   virtual Status do_poison(ByteRange pages) = 0;
   virtual Status do_map_host(const Window& window, ByteRange pages) = 0;
+  virtual Status do_mirror(const Mirrored& source);
+  virtual void do_unmirror(ByteRange /*pages*/) {}
   virtual void do_wake(ByteRange pages) = 0;
   virtual Result<Ticket> do_launch(const Launch& launch) = 0;
   virtual bool do_finished(Ticket ticket) const = 0;

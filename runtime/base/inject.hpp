@@ -33,6 +33,7 @@ namespace uhmm::inject {
   X(DeviceMap)              \
   X(DeviceProtect)          \
   X(DeviceUnmap)            \
+  X(DeviceMirror)           \
   X(DeviceFree)             \
   X(DeviceLaunch)           \
   X(DeviceSpawn)

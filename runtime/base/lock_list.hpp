@@ -18,6 +18,8 @@
   X(Attach, 65, "which ranges a device can reach; detaching needs the address space exclusively",                   \
     "the device's answer")                                                                                          \
   X(DeviceMemory, 70, "a device's accounting, LRU lists and stale-mapping list", "nothing that waits")              \
+  X(DeviceFiles, 75, "a file on its way to a device process, and the request that it is for",                       \
+    "the device process's answer")                                                                                  \
   X(DeviceChannel, 80, "one request to a device process at a time", "the device process's answer")                  \
   X(Staging, 90, "which staging slots are in use and which of their pages are filled", "nothing that waits")        \
   X(Workers, 95, "the queue of the worker threads", "nothing that waits")                                           \

@@ -89,7 +89,9 @@ struct Context {
   std::array<Pool, state::kMaxPools> pools;
   Staging staging;
   std::atomic<std::uint32_t> moves_under_way{0};  // of memory, by the program, past us
-  std::atomic<std::uint32_t> insisting{0};        // gatherers that others have to let go first
+  std::atomic<std::uint32_t> mirrored_ranges{0};
+  std::atomic<bool> told_of_stale_views{false};
+  std::atomic<std::uint32_t> insisting{0};  // gatherers that others have to let go first
   trace::EventRing events;
   trace::Counters totals;
   ForkGate fork_gate;

@@ -3,6 +3,7 @@
 
 #include "runtime/base/check.hpp"
 #include "runtime/engine/device_work.hpp"
+#include "runtime/engine/mirrors.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -41,7 +42,7 @@ Status attach(Context& context, Range& range, DeviceIndex index) {
   backend::Window window{range.pages, nullptr};
   {
     const std::scoped_lock attach_lock(context.slot(index).attach_mutex);
-    UHMM_TRY(device->attach({&window, 1}));
+    UHMM_TRY(range.mirrored.load() ? mirror(context, range, index, *device) : device->attach({&window, 1}));
   }
   range.windows[index.value] = window;
   range.attached.fetch_or(bit, std::memory_order_release);
@@ -55,6 +56,13 @@ Status attach_all(Context& context, DeviceIndex index) {
   for (const auto& [begin, range] : context.space.ranges())
     if (!range->closing.load()) UHMM_TRY(attach(context, *range, index));
   return {};
+}
+
+void detach_window(Range& range, Device& device, DeviceIndex index, ByteRange owned) {
+  if (!range.mirrored.load())
+    device.detach(range.windows[index.value], owned);
+  else if (!owned.empty())
+    device.unmirror(owned);
 }
 
 bool must_ask(Context& context, DeviceIndex index, const BlockDevice& part, const PageMask& pages) {

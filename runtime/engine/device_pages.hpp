@@ -11,6 +11,9 @@ Status attach(Context& context, Range& range, DeviceIndex device);
 // The same for every range that is not yet. Called before work runs on the device.
 Status attach_all(Context& context, DeviceIndex device);
 
+// What a device has of a range ends for `owned`, pages that no other range is on; the address space is locked.
+void detach_window(Range& range, Device& device, DeviceIndex index, ByteRange owned);
+
 // On return no kernel on the device can reach `pages` of the block (block lock held). While the device runs nothing,
 // that is true without doing anything: the mappings are noted as stale and unmapped before its next work.
 Status revoke(Context& context, DeviceIndex device, BlockDevice& part, const PageMask& pages);

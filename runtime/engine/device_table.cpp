@@ -51,7 +51,7 @@ void DeviceTable::strip(DeviceIndex index) {
   }
   for (const auto& [begin, range] : context_.space.ranges()) {
     if ((range->attached.load() & bit) == 0) continue;
-    slot.device->detach(range->windows[index.value], context_.space.pages_not_shared(*range));
+    detach_window(*range, *slot.device, index, context_.space.pages_not_shared(*range));
     range->windows[index.value] = {};
     range->attached.fetch_and(~bit);
     slot.unattached.fetch_add(1);

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "runtime/engine/device_pages.hpp"
+#include "runtime/engine/mirrors.hpp"
 
 namespace uhmm::engine {
 
@@ -57,6 +58,7 @@ Status begin_device_work(Context& context, DeviceIndex index, Device** out) {
       // be there still.
       paused = slot.paused.load() || (!slot.capabilities.faulting && !pass.entered());
       Status ready = paused ? Status{} : attach_all(context, index);
+      if (ready.ok() && !paused) ready = renew_mirrors(context, index);
       if (ready.ok() && !paused) {
         // Work that begins beside this may not start before what it found on the list is unmapped.
         const std::scoped_lock lock(slot.flush_mutex);

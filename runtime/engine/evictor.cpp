@@ -212,6 +212,11 @@ Outcome reserve_and_move(Context& context, const Segment& segment, const PageMas
 
 Outcome migrate_to_device(Context& context, const Segment& segment, const PageMask& pages, const ToDevice& request,
                           ByteRange avoid) {
+  if (segment.range->mirrored.load()) {
+    Outcome stays;
+    stays.skipped = pages.count();
+    return stays;
+  }
   const Outcome out = reserve_and_move(context, segment, pages, request, avoid);
   return after_sharing_ends(context, segment, out, request.cause, [&](const PageMask& free_again) {
     return reserve_and_move(context, segment, free_again, request, avoid);

@@ -13,6 +13,7 @@
 #include "runtime/engine/fork_keeper.hpp"
 #include "runtime/engine/memory_calls.hpp"
 #include "runtime/engine/migrator.hpp"
+#include "runtime/engine/mirrors.hpp"
 #include "runtime/os/fork_advice.hpp"
 
 namespace uhmm::engine {
@@ -69,6 +70,8 @@ Status ForkKeeper::prepare() {
   Status status;
   const bool snapshot = worth_it() && leave_it_there();
   if (!snapshot) status = engine::bring_home(context_, kMaxDevices, UHMM_CAUSE_FORK);
+  // The child has shared memory in common with its parent from now on, and nobody can tell what it does with it.
+  mirror_shared_memory(context_);
   // What could not come home is not in the child: it raises SIGBUS there, as in any copy that nobody was told of.
   mode_.store(snapshot ? Mode::Snapshot : status.ok() ? Mode::Whole : Mode::None);
   note_copy(this, true);

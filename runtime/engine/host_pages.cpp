@@ -347,6 +347,7 @@ Result<PageMask> backed_pages(Context& context, const Segment& segment, const Pa
   const PageRun span = segment.run;
   if (segment.range->backing == state::Backing::Shared) {
     const std::byte* view = segment.range->alias;
+    if (view == nullptr) view = static_cast<std::byte*>(segment.range->pages.begin.pointer());
     // cached() works on block offsets; the view may begin inside the block.
     PageMask found;
     pages.for_each_run([&](PageRun run) {

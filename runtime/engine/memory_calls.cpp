@@ -64,13 +64,23 @@ Outcome stays(const PageMask& pages, Status why) {
   return out;
 }
 
+// Of memory that devices work on where it is, nothing goes to a device: who wanted it within reach has that.
+Outcome stays_mirrored(const PageMask& pages, uhmm_cause cause) {
+  if (cause != UHMM_CAUSE_ACQUIRE)
+    return stays(pages, fail(UHMM_ERR_NOT_SUPPORTED,
+                             "other processes may see this memory: devices work on it where it is, it never migrates"));
+  Outcome out;
+  out.there = pages.count();
+  return out;
+}
+
 // Room for all of it at once, or for nothing: what is overwritten is given up only when nothing known is in the way.
 bool reserve_all(Context& context, ByteRange pages, Reservation& reservation) {
   Budget all;
   const Status walked = context.space.for_each_segment(pages, true, [&](const Segment& segment) -> Status {
     const PageMask mine = PageMask::of(segment.run);
     const bool stays = segment.range->advice.pinned.load() || segment.range->closing.load() ||
-                       !permissions_of(context, segment).readable.contains(mine);
+                       segment.range->mirrored.load() || !permissions_of(context, segment).readable.contains(mine);
     const Budget part = needed(segment, mine, reservation.device());
     if (stays || (all.pages != 0 && part.pages != 0 && part.pool != all.pool))
       return fail(UHMM_ERR_BUSY, "not all of it can go, or several pools pay");
@@ -155,6 +165,7 @@ Counts migrate(Context& context, const MigrateRequest& request) {
             // Attached before, unless the range has been exchanged for another meanwhile.
             if (leaving)
               if (Status ready = attach(context, *part.range, device); !ready.ok()) return stays(all, ready);
+            if (leaving && part.range->mirrored.load()) return stays_mirrored(all, how.cause);
             return leaving ? migrate_to_device(context, part, all, how, pages)
                            : to_system(context, part, all, request.want, request.cause);
           });
@@ -190,8 +201,12 @@ Status discard_bytes(Context& context, ByteRange bytes) {
   // Pages that are only partly inside keep their contents.
   const ByteRange whole{bytes.begin.page_ceil(), bytes.end.page_floor()};
   if (whole.empty()) return {};
-  return context.space.for_each_segment(
-      whole, true, [&](const Segment& segment) { return discard(context, segment, PageMask::of(segment.run)); });
+  return context.space.for_each_segment(whole, true, [&](const Segment& segment) -> Status {
+    if (segment.range->mirrored.load() && segment.range->alias == nullptr)
+      return fail(UHMM_ERR_NOT_SUPPORTED, "other processes may see the memory at %#lx: its contents are not dropped",
+                  segment.block->range_of(segment.run).begin.value);
+    return discard(context, segment, PageMask::of(segment.run));
+  });
 }
 
 Status advise(Context& context, ByteRange bytes, uhmm_advice advice, std::uint32_t processor) {
@@ -224,6 +239,8 @@ Status advise(Context& context, ByteRange bytes, uhmm_advice advice, std::uint32
 
 Counts make_exclusive(Context& context, ByteRange bytes, DeviceIndex device) {
   Counts counts = migrate(context, {bytes, device.processor(), Want::Exclusive, UHMM_CAUSE_EXCLUSIVE});
+  if (counts.status.code() == UHMM_ERR_NOT_SUPPORTED)
+    counts.status = fail(UHMM_ERR_BUSY, "the memory can't be made exclusive: other processes may see it");
   if (!counts.status.ok()) return counts;
   if (counts.done.skipped != 0) {
     const char* why = counts.done.status.ok() ? "a page is pinned or lost" : "a page could not be taken";
@@ -307,6 +324,10 @@ SnapshotPart snapshot_part(Context& context, VirtAddr page, std::uint32_t count)
     PageKind kind = found.kind_of(first + i);
     if (kind == PageKind::System && backed.ok() && !backed->test(first + i)) kind = PageKind::None;
     info.state = static_cast<std::uint8_t>(kind);
+    if (range->mirrored.load()) {
+      info.mapped = static_cast<std::uint8_t>(range->attached.load());
+      info.device_write = info.mapped;
+    }
     for (const BlockDevice* device : found.devices) {
       if (device == nullptr || !device->resident.test(first + i)) continue;
       const auto bit = static_cast<std::uint8_t>(1u << device->device);

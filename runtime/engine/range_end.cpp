@@ -11,6 +11,7 @@
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/migrator.hpp"
+#include "runtime/engine/mirrors.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/os/thread.hpp"
 
@@ -54,11 +55,12 @@ void detach(Context& context, Range& range) {
   for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
     Device* device = context.slots[i].device;
     if (device == nullptr) continue;
-    if ((range.attached.load() & (1u << i)) != 0)
-      device->detach(range.windows[i], own);
-    else
+    if ((range.attached.load() & (1u << i)) == 0)
       context.slots[i].unattached.fetch_sub(1);
+    else
+      detach_window(range, *device, DeviceIndex{i}, own);
   }
+  if (range.mirrored.load()) context.mirrored_ranges.fetch_sub(1);
 }
 
 // Under the exclusive lock: what a range counts of pages moves to the one that has them from now on.
@@ -93,6 +95,7 @@ Status cut_range(Context& context, Range& range, VirtAddr at) {
   if (upper == nullptr) return fail(UHMM_ERR_NO_MEMORY, "no memory for a range's metadata");
   if (range.alias != nullptr) upper->alias = range.alias + (at - range.pages.begin);
   upper->can_move.store(range.can_move.load());
+  upper->mirrored.store(range.mirrored.load());
   // Nobody knows which part it is that an acquire holds: neither is kept by it any more.
   range.holds.store(0);
   upper->pool.store(range.pool.load());
@@ -109,6 +112,7 @@ Status cut_range(Context& context, Range& range, VirtAddr at) {
     const std::scoped_lock lock(block->mutex);
     block->split_huge();
   }
+  if (range.mirrored.load()) context.mirrored_ranges.fetch_add(1);
   const std::uint32_t attached = range.attached.load();
   upper->attached.store(attached);
   for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
@@ -125,8 +129,10 @@ Status cut_range(Context& context, Range& range, VirtAddr at) {
 
 // Under the exclusive lock: contents end wherever they are.
 Status give_up(Context& context, ByteRange pages) {
-  return context.space.for_each_segment(
-      pages, false, [&](const Segment& segment) { return discard(context, segment, PageMask::of(segment.run)); });
+  return context.space.for_each_segment(pages, false, [&](const Segment& segment) -> Status {
+    // Others' memory, too: only the mapping of it ends.
+    return segment.range->mirrored.load() ? Status{} : discard(context, segment, PageMask::of(segment.run));
+  });
 }
 
 // Is a range that has pages there being unregistered?
@@ -387,6 +393,7 @@ void post_move(void* context, const os::UffdMove& move) {
 }
 
 Status revoke_access(Context& context, ByteRange pages) {
+  UHMM_TRY(renew_mirrors(context, pages));
   const Operation operation(context);
   return context.space.for_each_segment(pages, false, [&](const Segment& segment) -> Status {
     Status status;

@@ -8,6 +8,7 @@
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/lost_pages.hpp"
 #include "runtime/engine/memory_calls.hpp"
+#include "runtime/engine/mirrors.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/engine/range_end.hpp"
 
@@ -29,8 +30,8 @@ Result<state::Backing> inspect(Context& context, ByteRange bytes) {
     if (mapping.page_bytes != kPageBytes)
       return fail(UHMM_ERR_NOT_SUPPORTED, "the memory at %#lx has pages of %lu bytes (hugetlb)", at.value,
                   mapping.page_bytes);
-    if (mapping.kind == os::MappingKind::Shared && (!mapping.readable || !mapping.writable))
-      return fail(UHMM_ERR_FAULT, "the shared memory at %#lx is not readable and writable", at.value);
+    if (mapping.kind == os::MappingKind::Shared && !mapping.readable)
+      return fail(UHMM_ERR_FAULT, "the shared memory at %#lx is not readable", at.value);
     if (mapping.kind == os::MappingKind::PrivateFile && (!mapping.writable || mapping.executable))
       return fail(UHMM_ERR_NOT_SUPPORTED,
                   "the memory at %#lx is a private file mapping that can't be written, or is code", at.value);
@@ -84,6 +85,35 @@ Status try_watching(Context& context, ByteRange pages) {
                 pages.begin.value);
   (void)context.uffd.unregister_range(pages);
   return {};
+}
+
+// Can pages of it be taken away? Not of a mapping that can't be written: nothing could be put back there.
+Status check_can_leave(Context& context, ByteRange pages) {
+  for (VirtAddr at = pages.begin; at < pages.end;) {
+    Result<os::Mapping> found = context.process.find_mapping(at);
+    if (!found.ok()) return found.status();
+    if (!found->range.contains(at) || !found->writable)
+      return fail(UHMM_ERR_FAULT, "the shared memory at %#lx is not readable and writable", at.value);
+    at = found->range.end;
+  }
+  return {};
+}
+
+// Shared memory: do its pages migrate, or do devices work on them where they are?
+Status choose_way(Context& context, Range& range, ByteRange watched_by_nobody) {
+  Status migrates = check_can_leave(context, range.pages);
+  if (migrates.ok()) migrates = try_watching(context, watched_by_nobody);
+  if (migrates.ok() && !has_name(context, range.pages)) return {};
+  char detail[kDetailBytes];
+  save_detail(detail);
+  if (const Status mirrors = can_mirror(context, range.pages); mirrors.ok()) {
+    range.mirrored.store(true);
+    return {};
+  }
+  if (migrates.ok()) return {};
+  char why[kDetailBytes];
+  save_detail(why);
+  return fail(migrates.code(), "%.160s; and it can't be mirrored: %.160s", detail, why);
 }
 
 // Our own view of shared memory, mapping by mapping: neighbours need not belong to the same object.
@@ -207,8 +237,8 @@ Status register_range(Context& context, ByteRange bytes, bool caller_is_program)
       if (fresh.begin == edge.begin) fresh.begin = edge.end;
       if (fresh.end == edge.end) fresh.end = edge.begin;
     }
-    status = try_watching(context, fresh);
-    if (status.ok()) {
+    status = choose_way(context, *range, fresh);
+    if (status.ok() && !range->mirrored.load()) {
       range->alias = map_view(context, range->pages);
       if (range->alias == nullptr) status = fail(UHMM_ERR_NO_MEMORY, "no address space for a second view");
     }
@@ -218,6 +248,7 @@ Status register_range(Context& context, ByteRange bytes, bool caller_is_program)
     status = shared.settle();
     if (status.ok()) status = context.space.insert(range);
     if (status.ok()) find_lost_pages(context, *range);
+    if (status.ok() && range->mirrored.load()) context.mirrored_ranges.fetch_add(1);
     if (status.ok())
       for (DeviceSlot& slot : context.slots)
         if (slot.device != nullptr) slot.unattached.fetch_add(1);

@@ -142,6 +142,12 @@ void serve_device_fault(Context& context, DeviceIndex index, const backend::Devi
       range = nullptr;
       device = nullptr;
     }
+    // A fault from before the device got a mapping of the program's own pages.
+    if (range != nullptr && range->mirrored.load()) {
+      device->wake(page_at(fault.address));
+      range = nullptr;
+      device = nullptr;
+    }
     const bool managed = range != nullptr && !range->closing.load();
     Block* block = managed ? context.space.block(fault.address) : nullptr;
     if (managed && block == nullptr) {

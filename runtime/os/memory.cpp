@@ -6,6 +6,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -66,14 +67,20 @@ MappingKind kind_of(bool shared, std::uint64_t inode, const char* name) {
 bool parse_line(const char* line, VirtAddr address, Mapping* found) {
   std::uint64_t begin = 0;
   std::uint64_t end = 0;
+  std::uint64_t offset = 0;
+  unsigned major = 0;
+  unsigned minor = 0;
   std::uint64_t inode = 0;
   char access[5] = {};
   char name[256] = {};
-  if (std::sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %*s %*s %" SCNu64 " %255[^\n]", &begin, &end, access, &inode,
-                  name) < 4 ||
+  if (std::sscanf(line, "%" SCNx64 "-%" SCNx64 " %4s %" SCNx64 " %x:%x %" SCNu64 " %255[^\n]", &begin, &end, access,
+                  &offset, &major, &minor, &inode, name) < 7 ||
       end <= address.value)
     return false;
   found->range = {VirtAddr{begin}, VirtAddr{end}};
+  found->file_system = makedev(major, minor);
+  found->inode = inode;
+  found->offset = offset;
   found->readable = access[0] == 'r';
   found->writable = access[1] == 'w';
   found->executable = access[2] == 'x';
@@ -132,6 +139,9 @@ Result<Mapping> ProcessMemory::find_mapping(VirtAddr address) const {
   }
   Mapping mapping = mapping_of(query);
   mapping.kind = kind_of((query.vma_flags & kShared) != 0, query.inode, name);
+  mapping.file_system = makedev(query.dev_major, query.dev_minor);
+  mapping.inode = query.inode;
+  mapping.offset = query.vma_offset;
   return mapping;
 }
 

@@ -23,6 +23,10 @@ struct Mapping {
   bool writable = false;
   bool executable = false;
   std::uint64_t page_bytes = kPageBytes;
+  // Which bytes of which file it shows; not of a find_access().
+  std::uint64_t file_system = 0;
+  std::uint64_t inode = 0;
+  std::uint64_t offset = 0;
 };
 
 // The process's own /proc files, opened once. All calls are allowed on service threads.

@@ -114,6 +114,7 @@ void wait_any(int first, int second);
 
 // The system calls themselves: past sanitizers and past our own interposers. 0 or an errno. [child]
 int map_file_fixed(ByteRange pages, int file, std::uint64_t offset, bool accessible);
+int map_shared_fixed(ByteRange pages, int file, std::uint64_t offset, bool readable, bool writable);
 int make_accessible(ByteRange pages);
 int drop_page_tables(ByteRange pages);  // of shared memory: the pages stay in the file
 

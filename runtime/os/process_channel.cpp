@@ -114,11 +114,15 @@ int receive_message(int socket, void* bytes, std::size_t size, int timeout_ms, M
   return 0;
 }
 
-int map_file_fixed(ByteRange pages, int file, std::uint64_t offset, bool accessible) {
+int map_shared_fixed(ByteRange pages, int file, std::uint64_t offset, bool readable, bool writable) {
+  const int access = (readable ? PROT_READ : PROT_NONE) | (writable ? PROT_WRITE : PROT_NONE);
   const long result =
-      syscall(SYS_mmap, pages.begin.value, pages.bytes(), accessible ? PROT_READ | PROT_WRITE : PROT_NONE,
-              MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file, offset);
+      syscall(SYS_mmap, pages.begin.value, pages.bytes(), access, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, file, offset);
   return error_of(result);
+}
+
+int map_file_fixed(ByteRange pages, int file, std::uint64_t offset, bool accessible) {
+  return map_shared_fixed(pages, file, offset, accessible, accessible);
 }
 
 namespace {

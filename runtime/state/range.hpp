@@ -32,6 +32,7 @@ struct Range {
   const Backing backing;
   std::byte* alias = nullptr;           // shared memory: our own view of `pages`
   std::atomic<bool> can_move{false};    // UFFDIO_MOVE may be tried on it
+  std::atomic<bool> mirrored{false};    // devices work on the program's own pages, none of them ever leaves
   std::atomic<bool> closing{false};     // being unregistered: nothing leaves system memory any more
   std::atomic<std::uint32_t> holds{0};  // acquires and queued stream work
   std::atomic<std::uint32_t> pool{0};   // pool index for its pages, 0 the default
@@ -46,6 +47,7 @@ struct Range {
 
   // Device windows. `attached` bit d: windows[d] is valid; set under arm_mutex, read anywhere.
   std::array<backend::Window, kMaxDevices> windows{};
+  std::array<std::uint64_t, kMaxDevices> mirror_stamps{};  // what each device mirrors; guarded by arm_mutex
   std::atomic<std::uint32_t> attached{0};
 
   Locality cpu_locality;

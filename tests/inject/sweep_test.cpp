@@ -173,7 +173,8 @@ std::set<Point> unreachable(const Way& way) {
   if (!shared && (way.flags & UHMM_CONFIG_NO_MOVE) == 0) points.insert(Point::DropManaged);
   // No fork here; ForkSnapshots has them.
   for (const Point point : {Point::SnapshotMake, Point::SnapshotKeep, Point::SnapshotTakeOver}) points.insert(point);
-  points.insert(Point::Poison);  // nothing is lost here; Crashes.LostPagesThatCouldNotBePoisoned has it
+  points.insert(Point::DeviceMirror);  // nor memory that others may see; MirroredMemory has it
+  points.insert(Point::Poison);        // nothing is lost here; Crashes.LostPagesThatCouldNotBePoisoned has it
   if ((way.flags & UHMM_CONFIG_COHERENT) != 0) points.insert(Point::CopyToManaged);
   return points;
 }

@@ -340,8 +340,8 @@ UHMM_API uhmm_status uhmm_range_set_pool(const void* address, uhmm_pool pool);
  * Errors: INVALID (NULL, length 0, wraps, or beyond user space); OVERLAP (with a registered range); FAULT (a hole, or
  * shared memory that can't be read, or neither written nor mirrored; the detail names the address); DATA_LOST (memory
  * that an earlier registration left behind lost, on a kernel without UFFDIO_POISON: map it anew); NOT_SUPPORTED (shared
- * file mappings that can't be mirrored, private ones that are read-only or registered beside other threads, code,
- * hugetlb, device mappings, System V shared memory, which userfaultfd refuses); NO_MEMORY.
+ * file mappings and System V shared memory that can't be mirrored, private file mappings that are read-only or
+ * registered beside other threads, code, hugetlb, device mappings); NO_MEMORY.
  */
 UHMM_API uhmm_status uhmm_register(void* address, size_t length);
 /*

@@ -66,9 +66,7 @@ Rows range_rows() {
       add(
           "memory and a hole", UHMM_ERR_FAULT, [](World& w) -> void* { return w.hole - kPage; }, 2 * kPage);
       add(
-          "shared memory that is read-only", UHMM_ERR_FAULT, [](World& w) -> void* { return w.read_only; }, kPage);
-      add(
-          "a shared mapping of a file", UHMM_ERR_NOT_SUPPORTED, [](World& w) -> void* { return w.shared_file; }, kPage);
+          "shared memory that can't be read", UHMM_ERR_FAULT, [](World& w) -> void* { return w.unreadable; }, kPage);
       add(
           "a read-only private mapping of a file", UHMM_ERR_NOT_SUPPORTED,
           [](World& w) -> void* { return w.private_file; }, kPage);

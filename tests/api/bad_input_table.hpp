@@ -18,9 +18,8 @@ struct World {
   std::byte* memory = nullptr;
   std::byte* loose = nullptr;
   std::byte* hole = nullptr;
-  std::byte* read_only = nullptr;
+  std::byte* unreadable = nullptr;
   std::byte* private_file = nullptr;
-  std::byte* shared_file = nullptr;
   std::byte buffer[kPage] = {};
   uhmm_stream stream = 0;
   uhmm_fence fence = 0;

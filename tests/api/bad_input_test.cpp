@@ -190,9 +190,9 @@ class BadInput : public RuntimeTest {
     ASSERT_EQ(all, place);
     world_.memory = all;
     world_.loose = all + World::kHalf;
-    world_.read_only = static_cast<std::byte*>(
-        mmap(all + 33 * kPage, kPage, PROT_READ, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
-    ASSERT_EQ(world_.read_only, all + 33 * kPage);
+    world_.unreadable = static_cast<std::byte*>(
+        mmap(all + 33 * kPage, kPage, PROT_NONE, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0));
+    ASSERT_EQ(world_.unreadable, all + 33 * kPage);
     world_.hole = all + 35 * kPage;
     ASSERT_EQ(munmap(world_.hole, kPage), 0);
     char path[] = "/var/tmp/uhmm-bad-input-XXXXXX";  // not /tmp, which may be a tmpfs
@@ -200,7 +200,6 @@ class BadInput : public RuntimeTest {
     ASSERT_GE(fd, 0);
     unlink(path);
     ASSERT_EQ(ftruncate(fd, kPage), 0);
-    world_.shared_file = static_cast<std::byte*>(mmap(nullptr, kPage, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0));
     world_.private_file = static_cast<std::byte*>(mmap(nullptr, kPage, PROT_READ, MAP_PRIVATE, fd, 0));
     close(fd);
   }
@@ -245,7 +244,7 @@ TEST_F(BadInput, IsAStatusWithACauseAndChangesNothing) {
 
 TEST_F(BadInput, FaultDetailNamesTheAddress) {
   make_memory();
-  for (std::byte* at : {world_.read_only, world_.hole}) {
+  for (std::byte* at : {world_.unreadable, world_.hole}) {
     UHMM_EXPECT_STATUS(UHMM_ERR_FAULT, uhmm_register(at, 2));
     std::ostringstream address;
     address << std::hex << reinterpret_cast<std::uintptr_t>(at);

@@ -106,7 +106,7 @@ TEST_P(SoftDevice, ProcessHasNoPrivilegeAndNoDescriptorItDoesNotNeed) {
   for (int i = 0; i < 500 && has("userfaultfd"); ++i, files = open_files(pid())) usleep(10000);
   EXPECT_FALSE(has("userfaultfd"));
   EXPECT_FALSE(has("passwd"));
-  EXPECT_LE(files.size(), 6u);
+  EXPECT_LE(files.size(), 7u);
   close(secret);
   close(low);
   window_.host = nullptr;  // close() ended it

@@ -329,13 +329,8 @@ UHMM_API uhmm_status uhmm_range_set_pool(const void* address, uhmm_pool pool);
  * mmap), shared memory that can be read (shared anonymous, memfd, POSIX shm, files), or a private file mapping that can
  * be written (data), which becomes private anonymous memory with the same contents: only while the program has no other
  * thread. It costs nothing until something of it goes to a device. Unregister or forget memory before unmapping or
- * reusing it.
- * Shared memory that other processes may see is mirrored, not migrated: devices work on the very pages that everybody
- * has. That is memory of a file with a name, memory that can't be written or watched, and shared memory without a name
- * (anonymous, memfd, unlinked shm) from the program's first fork on. It takes devices that can (soft devices), and
- * CAP_CHECKPOINT_RESTORE or a descriptor of the file that the program still has; where a fork finds it can't be had,
- * memory without a name goes on migrating, and other processes see what was last at home. What the program does to such
- * a mapping takes effect on a device when its next work begins, or with uhmm_revoke.
+ * reusing it. Shared memory that others may see (named; after a fork: all) is mirrored, not migrated: devices work on
+ * the very pages that everybody has; see uhmm_register(3).
  * Pages that were lost under an earlier registration are lost again (see uhmm_discard).
  * Errors: INVALID (NULL, length 0, wraps, or beyond user space); OVERLAP (with a registered range); FAULT (a hole, or
  * shared memory that can't be read, or neither written nor mirrored; the detail names the address); DATA_LOST (memory
@@ -408,7 +403,7 @@ typedef struct uhmm_migrate_result {
  * Partial success: returns OK when at least one page is on `to` afterwards; the counts tell. Errors: INVALID;
  * NOT_REGISTERED; NO_DEVICE; DEVICE_LOST; BUSY (every page is pinned, or the device or its pool is going away);
  * DEVICE_FULL (nothing fits and nothing can be evicted); DATA_LOST (to the CPU: some pages are lost; the others came
- * back); NOT_SUPPORTED (all of it is mirrored: see uhmm_register).
+ * back); NOT_SUPPORTED (it is mirrored).
  */
 UHMM_API uhmm_status uhmm_migrate(void* address, size_t length, uhmm_processor to, uhmm_migrate_result* result);
 
@@ -422,8 +417,7 @@ UHMM_API uhmm_status uhmm_migrate_async(void* address, size_t length, uhmm_proce
  * What can't be done is skipped silently (statistics show it). Errors: as uhmm_migrate_async. */
 UHMM_API uhmm_status uhmm_prefetch(void* address, size_t length, uhmm_processor to, uhmm_stream stream);
 /* Drop the contents of every page that lies wholly inside the byte range, wherever it is: it reads as zeros
- * afterwards. Lost pages become usable again. Errors: INVALID; NOT_REGISTERED; NOT_SUPPORTED (a
- * file's memory, or shared memory with a name, whose contents are others' too). */
+ * afterwards. Lost pages become usable again. Errors: INVALID; NOT_REGISTERED; NOT_SUPPORTED (others see it). */
 UHMM_API uhmm_status uhmm_discard(void* address, size_t length);
 
 typedef enum uhmm_advice {

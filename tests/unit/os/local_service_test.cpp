@@ -113,8 +113,8 @@ TEST(LocalService, StoppingAlsoWhenItsDescriptorIsGone) {
     for (int caller = service.accept(); caller >= 0; caller = service.accept()) close_descriptor(caller);
   });
   while (!waiting.load()) std::this_thread::yield();
-  // The program does this to us without any agreement, so a race is what is meant: not calls that TSan watches. The number
-  // means something else at once, so that no later descriptor, which TSan does watch, can get it.
+  // The program does this to us without any agreement, so a race is what is meant: not calls that TSan watches. The
+  // number means something else at once, so that no later descriptor, which TSan does watch, can get it.
   const int other = open("/dev/null", O_RDONLY | O_CLOEXEC);
   ASSERT_EQ(syscall(SYS_dup2, other, next), next);
   close(other);

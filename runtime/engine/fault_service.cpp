@@ -48,7 +48,12 @@ Status FaultService::start(std::uint32_t threads) {
 void FaultService::stop() {
   stopping_.store(true);
   for (std::uint32_t i = 0; i < count_; ++i) workers_[i].loop.notify();
-  for (std::uint32_t i = 0; i < count_; ++i) workers_[i].thread.join();
+  for (std::uint32_t i = 0; i < count_; ++i) {
+    workers_[i].thread.join();
+    // Not by the thread itself: it may see `stopping_` before it is notified, and the number of what it closes may mean
+    // a file of the program's by then.
+    workers_[i].loop.close();
+  }
   count_ = 0;
 }
 
@@ -80,7 +85,6 @@ void FaultService::run(void* argument) {
   worker.state.store(good ? 1 : 2);
   worker.state.notify_all();
   if (good) service.loop(worker);
-  worker.loop.close();
 }
 
 void FaultService::watch_devices(Worker& worker) {

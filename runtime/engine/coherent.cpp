@@ -5,25 +5,11 @@
 
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/host_pages.hpp"
+#include "runtime/engine/mappings.hpp"
 #include "runtime/engine/permissions.hpp"
 
 namespace uhmm::engine {
 namespace {
-
-// The pieces of a range that are mapped with one protection each, and holes (kind None). Stops at a failed Status.
-template <typename Visit>
-Status for_each_protection(Context& context, ByteRange range, Visit&& visit) {
-  for (VirtAddr at = range.begin; at < range.end;) {
-    Result<os::Mapping> found = context.process.find_mapping(at);
-    if (!found.ok()) return found.status();
-    ByteRange piece = found->range.intersect({at, range.end});
-    const bool hole = found->kind == os::MappingKind::None || piece.empty() || piece.begin != at;
-    if (hole) piece = {at, piece.empty() ? range.end : piece.begin};
-    UHMM_TRY(visit(piece, hole ? os::Mapping{} : *found));
-    at = piece.end;
-  }
-  return {};
-}
 
 // Private memory with the protection that the program has given the mapping it is for. nullptr: no memory.
 std::byte* map_like(const os::Mapping& mapping, std::size_t bytes) {
@@ -80,7 +66,7 @@ PageMask bring_home_from_place(Context& context, const Segment& segment, DeviceI
   status = revoke(context, index, *segment.block->find_device(index), pages);
   pages.for_each_run([&](PageRun run) {
     if (!status.ok()) return;
-    status = for_each_protection(
+    status = for_each_mapping(
         context, segment.block->range_of(run), [&](ByteRange piece, const os::Mapping& mapping) -> Status {
           const PageRun moved{piece.begin.page_in_block(), static_cast<std::uint32_t>(piece.pages())};
           // What the program has unmapped has no place any more.
@@ -118,7 +104,7 @@ void replace_by_zeros(Context& context, const Segment& segment, const PageMask& 
     context.uffd.wake(piece);
     return {};
   };
-  pages.for_each_run([&](PageRun run) { (void)for_each_protection(context, segment.block->range_of(run), replace); });
+  pages.for_each_run([&](PageRun run) { (void)for_each_mapping(context, segment.block->range_of(run), replace); });
 }
 
 }  // namespace uhmm::engine

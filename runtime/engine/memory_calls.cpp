@@ -65,9 +65,9 @@ Outcome stays(const PageMask& pages, Status why) {
 }
 
 // Of memory that devices work on where it is, nothing goes to a device: who wanted it within reach has that.
-Outcome stays_mirrored(const PageMask& pages, uhmm_cause cause) {
-  if (cause != UHMM_CAUSE_ACQUIRE)
-    return stays(pages, fail(UHMM_ERR_NOT_SUPPORTED,
+Outcome stays_mirrored(const PageMask& pages, const ToDevice& how) {
+  if (how.cause != UHMM_CAUSE_ACQUIRE)
+    return stays(pages, fail(how.want == Want::Exclusive ? UHMM_ERR_BUSY : UHMM_ERR_NOT_SUPPORTED,
                              "other processes may see this memory: devices work on it where it is, it never migrates"));
   Outcome out;
   out.there = pages.count();
@@ -165,7 +165,7 @@ Counts migrate(Context& context, const MigrateRequest& request) {
             // Attached before, unless the range has been exchanged for another meanwhile.
             if (leaving)
               if (Status ready = attach(context, *part.range, device); !ready.ok()) return stays(all, ready);
-            if (leaving && part.range->mirrored.load()) return stays_mirrored(all, how.cause);
+            if (leaving && part.range->mirrored.load()) return stays_mirrored(all, how);
             return leaving ? migrate_to_device(context, part, all, how, pages)
                            : to_system(context, part, all, request.want, request.cause);
           });
@@ -239,8 +239,6 @@ Status advise(Context& context, ByteRange bytes, uhmm_advice advice, std::uint32
 
 Counts make_exclusive(Context& context, ByteRange bytes, DeviceIndex device) {
   Counts counts = migrate(context, {bytes, device.processor(), Want::Exclusive, UHMM_CAUSE_EXCLUSIVE});
-  if (counts.status.code() == UHMM_ERR_NOT_SUPPORTED)
-    counts.status = fail(UHMM_ERR_BUSY, "the memory can't be made exclusive: other processes may see it");
   if (!counts.status.ok()) return counts;
   if (counts.done.skipped != 0) {
     const char* why = counts.done.status.ok() ? "a page is pinned or lost" : "a page could not be taken";
@@ -318,6 +316,8 @@ SnapshotPart snapshot_part(Context& context, VirtAddr page, std::uint32_t count)
   const std::scoped_lock lock(found.mutex);
   Result<PageMask> backed = backed_pages(context, {range, &found, run}, PageMask::of(run));
   if (!backed.ok()) part.status = backed.status();
+  PageMask mirrors_may_write;
+  if (range->mirrored.load()) mirrors_may_write = permissions_of(context, {range, &found, run}).writable;
   for (std::uint32_t i = 0; i < part.count; ++i) {
     uhmm_page_info& info = part.pages[i];
     info = {};
@@ -326,7 +326,7 @@ SnapshotPart snapshot_part(Context& context, VirtAddr page, std::uint32_t count)
     info.state = static_cast<std::uint8_t>(kind);
     if (range->mirrored.load()) {
       info.mapped = static_cast<std::uint8_t>(range->attached.load());
-      info.device_write = info.mapped;
+      if (mirrors_may_write.test(first + i)) info.device_write = info.mapped;
     }
     for (const BlockDevice* device : found.devices) {
       if (device == nullptr || !device->resident.test(first + i)) continue;

@@ -3,7 +3,8 @@
 
 #include "runtime/base/log.hpp"
 #include "runtime/engine/device_pages.hpp"
-#include "runtime/engine/device_work.hpp"
+#include "runtime/engine/mappings.hpp"
+#include "runtime/engine/pool_calls.hpp"
 #include "runtime/os/bare.hpp"
 #include "runtime/os/mapped_object.hpp"
 
@@ -25,21 +26,6 @@ class File {
 
 bool can_be_reached(const os::Mapping& mapping) {
   return mapping.kind == os::MappingKind::Shared && (mapping.readable || mapping.writable);
-}
-
-// What the program's map has there, mapping by mapping; kind None where nothing is. Stops at a failed Status.
-template <typename Visit>
-Status for_each_mapping(Context& context, ByteRange pages, Visit&& visit) {
-  for (VirtAddr at = pages.begin; at < pages.end;) {
-    Result<os::Mapping> found = context.process.find_mapping(at);
-    if (!found.ok()) return found.status();
-    ByteRange piece = found->range.intersect({at, pages.end});
-    const bool hole = piece.empty() || piece.begin != at || found->kind == os::MappingKind::None;
-    if (hole) piece = {at, piece.empty() || piece.begin == at ? pages.end : piece.begin};
-    UHMM_TRY(visit(piece, hole ? os::Mapping{} : *found));
-    at = piece.end;
-  }
-  return {};
 }
 
 // Two maps that differ have different stamps, as good as surely.
@@ -119,7 +105,10 @@ void begin_mirroring(Context& context, Range& range) {
       if (!mirror(context, range, index, *device).ok())
         log::write(log::Level::Error, "device %u can't reach [%#lx, %#lx) any more: %s", index.processor(),
                    range.bytes.begin.value, range.bytes.end.value, last_detail());
-      device->detach(range.windows[i], {});
+      {
+        const std::scoped_lock attach_lock(context.slot(index).attach_mutex);  // others may attach other ranges now
+        device->detach(range.windows[i], {});
+      }
       range.windows[i].host = nullptr;
       device->wake(range.pages);
     }

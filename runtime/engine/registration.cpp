@@ -7,6 +7,7 @@
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/lost_pages.hpp"
+#include "runtime/engine/mappings.hpp"
 #include "runtime/engine/memory_calls.hpp"
 #include "runtime/engine/mirrors.hpp"
 #include "runtime/engine/pool_calls.hpp"
@@ -89,14 +90,10 @@ Status try_watching(Context& context, ByteRange pages) {
 
 // Can pages of it be taken away? Not of a mapping that can't be written: nothing could be put back there.
 Status check_can_leave(Context& context, ByteRange pages) {
-  for (VirtAddr at = pages.begin; at < pages.end;) {
-    Result<os::Mapping> found = context.process.find_mapping(at);
-    if (!found.ok()) return found.status();
-    if (!found->range.contains(at) || !found->writable)
-      return fail(UHMM_ERR_FAULT, "the shared memory at %#lx is not readable and writable", at.value);
-    at = found->range.end;
-  }
-  return {};
+  return for_each_mapping(context, pages, [](ByteRange piece, const os::Mapping& mapping) -> Status {
+    if (mapping.writable) return {};
+    return fail(UHMM_ERR_FAULT, "the shared memory at %#lx is not readable and writable", piece.begin.value);
+  });
 }
 
 // Shared memory: do its pages migrate, or do devices work on them where they are?

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/os/mapped_object.hpp"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -47,7 +46,7 @@ int find_open(const Mapping& mapping, int mode) {
       const long fd = std::strtol(entry->name, &end, 10);
       struct stat facts {};
       if (end == entry->name || *end != '\0' || fstat(static_cast<int>(fd), &facts) != 0) continue;
-      if (facts.st_dev != mapping.file_system || facts.st_ino != mapping.inode) continue;
+      if (facts.st_dev != mapping.file_system || facts.st_ino != mapping.inode || !S_ISREG(facts.st_mode)) continue;
       found = open_again(static_cast<int>(fd), mode);
     }
   }
@@ -61,7 +60,13 @@ Result<int> open_mapped(const Mapping& mapping) {
   const int mode = mapping.writable ? O_RDWR : O_RDONLY;
   char path[80];
   std::snprintf(path, sizeof(path), "/proc/self/map_files/%lx-%lx", mapping.range.begin.value, mapping.range.end.value);
-  int fd = open(path, mode | O_CLOEXEC);
+  // Looked at before it is opened: opening a device does something.
+  struct stat facts {};
+  const bool seen = stat(path, &facts) == 0;
+  if (seen && !S_ISREG(facts.st_mode))
+    return fail(UHMM_ERR_NOT_SUPPORTED, "what is mapped at %#lx is no memory and no regular file",
+                mapping.range.begin.value);
+  int fd = seen ? open(path, mode | O_CLOEXEC) : -1;
   const int error = errno;
   if (fd < 0) fd = find_open(mapping, mode);
   if (fd >= 0) return above_stdio(fd);

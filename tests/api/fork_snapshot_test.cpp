@@ -14,6 +14,7 @@
 
 #include "runtime/base/inject.hpp"
 #include "runtime/os/userfaultfd.hpp"
+#include "tests/support/modes.hpp"
 #include "tests/support/runtime.hpp"
 
 namespace uhmm::test {
@@ -22,12 +23,6 @@ namespace {
 bool kernel_tells_of_forks() {
   const auto uffd = os::Userfaultfd::open(os::Rung::Any, os::kFollowForks);
   return uffd.ok() && const_cast<Result<os::Userfaultfd>&>(uffd)->features().follows_forks;
-}
-
-int exit_code_of(pid_t child) {
-  int status = 0;
-  if (child < 0 || waitpid(child, &status, 0) != child) return -1;
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
 }
 
 // A word from one process to another.

@@ -8,6 +8,7 @@
 
 #include <thread>
 
+#include "tests/support/modes.hpp"
 #include "tests/support/runtime.hpp"
 
 namespace uhmm::test {
@@ -43,12 +44,6 @@ pid_t child_that(Body&& body) {
   const pid_t child = fork();
   if (child == 0) _exit(body());
   return child;
-}
-
-int exit_code_of(pid_t child) {
-  int status = 0;
-  if (child < 0 || waitpid(child, &status, 0) != child) return -1;
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
 }
 
 class ForkedRuntime : public RuntimeTest {

@@ -2,16 +2,12 @@
 // What moves when, and how much. Everything runs with UFFDIO_MOVE and without.
 #include <thread>
 
+#include "tests/support/modes.hpp"
 #include "tests/support/runtime.hpp"
 
 namespace uhmm::test {
 namespace {
 
-struct Mode {
-  const char* name;
-  std::uint32_t flags;
-};
-void PrintTo(const Mode& mode, std::ostream* out) { *out << mode.name; }
 const auto kModes = testing::Values(Mode{"Move", 0}, Mode{"NoMove", UHMM_CONFIG_NO_MOVE});
 std::string mode_name(const testing::TestParamInfo<Mode>& mode) { return mode.param.name; }
 

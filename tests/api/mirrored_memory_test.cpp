@@ -11,17 +11,11 @@
 #include <thread>
 
 #include "runtime/base/inject.hpp"
+#include "tests/support/modes.hpp"
 #include "tests/support/runtime.hpp"
 
 namespace uhmm::test {
 namespace {
-
-struct Mode {
-  const char* name;
-  std::uint32_t flags;
-};
-// NOLINTNEXTLINE(readability-identifier-naming): GoogleTest looks for it
-void PrintTo(const Mode& mode, std::ostream* out) { *out << mode.name; }
 
 // A file of `pages` pages that ends with this; in a file system, or shared memory without a name.
 class File {
@@ -31,8 +25,8 @@ class File {
     if (kind == Kind::Nameless) {
       fd_ = memfd_create("uhmm-test", MFD_CLOEXEC);
     } else {
-      const char* folder = kind == Kind::Named ? "/dev/shm" : getenv("TMPDIR");
-      path_ = std::string(folder != nullptr ? folder : "/var/tmp") + "/uhmm-test-XXXXXX";
+      // Not /tmp, which may be a tmpfs.
+      path_ = kind == Kind::Named ? "/dev/shm/uhmm-test-XXXXXX" : "/var/tmp/uhmm-test-XXXXXX";
       fd_ = mkstemp(path_.data());
     }
     EXPECT_GE(fd_, 0) << path_;
@@ -75,12 +69,6 @@ class Steps {
   std::atomic<std::uint32_t>& word() { return *memory_.as<std::atomic<std::uint32_t>>(); }
   Memory memory_;
 };
-
-int exit_code_of(pid_t child) {
-  int status = 0;
-  if (child < 0 || waitpid(child, &status, 0) != child) return -1;
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 1000 + WTERMSIG(status);
-}
 
 // Every byte as a device reads it, without the CPU's help.
 bool device_holds(const void* memory, std::size_t bytes, std::uint64_t seed) {
@@ -224,6 +212,10 @@ TEST_P(MirroredMemory, AFileThatMayOnlyBeRead) {
   ASSERT_NE(view, MAP_FAILED);
   UHMM_ASSERT_OK(uhmm_register(view, kBytes));
   EXPECT_TRUE(device_holds(view, kBytes, 1));
+  for (const uhmm_page_info& page : snapshot(view, kBytes)) {
+    EXPECT_EQ(page.mapped, 1u);
+    EXPECT_EQ(page.device_write, 0u);
+  }
   const char word = 0;
   EXPECT_NE(uhmm_device_write(1, view, &word, 1, nullptr), UHMM_OK);
   EXPECT_TRUE(file.holds(1, kBytes));

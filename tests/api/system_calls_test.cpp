@@ -14,18 +14,11 @@
 #include <thread>
 
 #include "runtime/os/userfaultfd.hpp"
+#include "tests/support/modes.hpp"
 #include "tests/support/runtime.hpp"
 
 namespace uhmm::test {
 namespace {
-
-// By every way in which pages come and go.
-struct Mode {
-  const char* name;
-  std::uint32_t flags;
-};
-// NOLINTNEXTLINE(readability-identifier-naming): GoogleTest looks for it
-void PrintTo(const Mode& mode, std::ostream* out) { *out << mode.name; }
 
 class SystemCalls : public RuntimeTest, public testing::WithParamInterface<Mode> {
  protected:

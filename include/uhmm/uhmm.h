@@ -328,15 +328,15 @@ UHMM_API uhmm_status uhmm_range_set_pool(const void* address, uhmm_pool pool);
  * Make existing memory managed: [address, address + length), private anonymous with any protection (heap, stack, bss,
  * mmap), shared memory that can be read (shared anonymous, memfd, POSIX shm, files), or a private file mapping that can
  * be written (data), which becomes private anonymous memory with the same contents: only while the program has no other
- * thread. It costs nothing until something of it goes to a device. Unregister or forget memory before unmapping or
- * reusing it. Shared memory that others may see (named; after a fork: all) is mirrored, not migrated: devices work on
- * the very pages that everybody has; see uhmm_register(3).
- * Pages that were lost under an earlier registration are lost again (see uhmm_discard).
- * Errors: INVALID (NULL, length 0, wraps, or beyond user space); OVERLAP (with a registered range); FAULT (a hole, or
- * shared memory that can't be read, or neither written nor mirrored; the detail names the address); DATA_LOST (memory
- * that an earlier registration left behind lost, on a kernel without UFFDIO_POISON: map it anew); NOT_SUPPORTED (shared
- * file mappings and System V shared memory that can't be mirrored, private file mappings that are read-only or
- * registered beside other threads, code, hugetlb, device mappings); NO_MEMORY.
+ * thread. It costs nothing until something of it goes to a device. It ends when it is unmapped while some of it is
+ * away; forget it before all the same. Shared memory that others may see (named; after a fork: all) is mirrored, not
+ * migrated: devices work on the very pages that everybody has; see uhmm_register(3). Pages that were lost under an
+ * earlier registration are lost again (see uhmm_discard). Errors: INVALID (NULL, length 0, wraps, or beyond user
+ * space); OVERLAP (with a registered range); FAULT (a hole, or shared memory that can't be read, or neither written nor
+ * mirrored; the detail names the address); DATA_LOST (memory that an earlier registration left behind lost, on a kernel
+ * without UFFDIO_POISON: map it anew); NOT_SUPPORTED (shared file mappings and System V shared memory that can't be
+ * mirrored, private file mappings that are read-only or registered beside other threads, code, hugetlb, device
+ * mappings); NO_MEMORY.
  */
 UHMM_API uhmm_status uhmm_register(void* address, size_t length);
 /*

@@ -88,12 +88,12 @@ Runtime::Runtime()
 Status Runtime::start(const uhmm_config& config) {
   context.config = config;
   static_assert(static_cast<std::uint32_t>(os::Rung::Signal) == UHMM_FAULTS_SIGNAL);
-  const unsigned wishes = os::kFollowMoves | os::kFollowForks |
+  const unsigned wishes = os::kFollowMap | os::kFollowForks |
                           ((config.flags & UHMM_CONFIG_DEVICE_ENTRIES) != 0 ? unsigned{os::kMarkAbsent} : 0);
   Result<os::Userfaultfd> uffd = os::Userfaultfd::open(static_cast<os::Rung>(config.fault_rung), wishes);
   if (!uffd.ok()) return uffd.status();
   context.uffd = std::move(*uffd);
-  context.uffd.listen(engine::post_move, &context);
+  context.changes.listen(context);
   context.config.fault_rung = static_cast<std::uint32_t>(context.uffd.rung());
   if (!context.uffd.features().write_protect && !context.uffd.features().move)
     return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd has neither write protection (5.7) nor MOVE (6.8)");
@@ -103,6 +103,7 @@ Status Runtime::start(const uhmm_config& config) {
   if (context.use_move)
     UHMM_TRY(context.staging.open(context.uffd, config.staging_memory, workers + config.service_threads + 8));
   UHMM_TRY(context.workers.start(workers));
+  UHMM_TRY(context.news.start());
   UHMM_TRY(faults.start(config.service_threads));
   UHMM_TRY(forks.start());
   constexpr const char* kRungText[] = {"?", "userfaultfd(2)", "/dev/userfaultfd", "userfaultfd(2), user mode only",
@@ -195,8 +196,12 @@ Status Runtime::stop() {
     });
   if (context.uffd.rung() == os::Rung::Signal) os::FaultSignal::remove();
   notifier.stop();
+  // A fork may be under way that nobody was asked about: its news has to be read until nothing is watched.
+  context.news.begin();
   faults.stop();
   forks.stop();
+  context.news.end();
+  context.news.stop();
   context.accesses.stop();
   context.workers.stop();
   context.staging.close();
@@ -209,11 +214,19 @@ void Runtime::before_fork() {
   // The whole wait happens on a worker: this thread's stack may be on a device itself.
   const char on_stack = 0;
   const VirtAddr here = VirtAddr{&on_stack}.page_floor();
-  (void)context.workers.call([this, here]() -> Status {
+  const auto prepare = [this, here]() -> Status {
     context.fork_gate.close();
+    // Contents that are on their way after their mapping would be missing; who brings them may be waiting at the gate.
+    if (context.changes.pending()) {
+      if (context.fork_gate.open()) engine::retry_device_faults(context);
+      return UHMM_ERR_BUSY;
+    }
     forks.bring_home({here - kStackOfFork, here + kStackOfFork});
-    return forks.prepare();
-  });
+    (void)forks.prepare();
+    return {};
+  };
+  do context.changes.wait(context.uffd);
+  while (!context.workers.call(prepare).ok());
 }
 
 void Runtime::after_fork_in_parent() {
@@ -230,6 +243,7 @@ void Runtime::after_fork_in_parent() {
 void Runtime::after_fork_in_child() {
   engine::inherit(forks);
   forks.forget_in_child();
+  context.news.forget_thread();
   os::FaultSignal::forget_threads();
   faults.forget_threads();
   context.workers.forget_threads();
@@ -247,7 +261,11 @@ void Runtime::after_fork_in_child() {
 
 Runtime* running(uhmm_status* why) {
   const State now = state.load(std::memory_order_acquire);
-  if (now == State::On && !os::in_device_process()) return runtime;
+  if (now == State::On && !os::in_device_process()) {
+    // Memory that the program has unmapped is registered no more.
+    if (!engine::WorkerPool::on_runtime_thread()) runtime->context.changes.wait(runtime->context.uffd);
+    return runtime;
+  }
   if (now == State::Forked || os::in_device_process())
     *why = fail(UHMM_ERR_FORKED,
                 "this process was forked from one that uses uhmm: it has plain copies of the memory, and uhmm_init "

@@ -71,6 +71,11 @@ class RankedSharedMutex {
     lock_order::acquire(kRank);
     mutex_.lock_shared();
   }
+  bool try_lock_shared() {
+    if (!mutex_.try_lock_shared()) return false;
+    lock_order::acquire(kRank);
+    return true;
+  }
   void unlock_shared() {
     mutex_.unlock_shared();
     lock_order::release(kRank);

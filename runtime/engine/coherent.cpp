@@ -7,6 +7,7 @@
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/mappings.hpp"
 #include "runtime/engine/permissions.hpp"
+#include "runtime/os/fork_advice.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -33,7 +34,10 @@ Status exchange(Context& context, const Segment& segment, DeviceIndex index, Byt
     Result<os::Mapping> mapping = context.process.find_mapping(range.begin);
     error = mapping.ok() ? os::protect_like(*mapping, fresh, range.bytes()) : EFAULT;
   }
-  if (error == 0 && status.ok()) error = os::move_mapping(fresh, range);
+  if (error == 0 && status.ok()) {
+    const Replacing replacing(context.news, context.uffd, range);
+    error = os::move_mapping(fresh, range);
+  }
   if (error == 0 && status.ok()) return {};
   if (error != 0) status = fail_errno("exchanging a mapping of device memory", error);
   os::unmap(fresh, range.bytes());
@@ -53,7 +57,13 @@ void map_in_place(Context& context, const Segment& segment, DeviceIndex index, c
   const PageMask allowed = pages & permissions_of(context, segment).writable;
   allowed.for_each_run([&](PageRun run) {
     const ByteRange range = segment.block->range_of(run);
-    if (!device->map_host(segment.range->windows[index.value], range).ok()) return;
+    {
+      const Replacing replacing(context.news, context.uffd, range);
+      if (context.changes.concern(range)) return;  // what the program has put there stays
+      if (!device->map_host(segment.range->windows[index.value], range).ok()) return;
+    }
+    // A copy of the process made past fork() would have the device's memory in common with us.
+    os::keep_from_copies(range, true);
     segment.block->in_place.set(run);
     // Whoever slept in a fault on the old mapping tries again on the new one.
     context.uffd.wake(range);
@@ -69,8 +79,8 @@ PageMask bring_home_from_place(Context& context, const Segment& segment, DeviceI
     status = for_each_mapping(
         context, segment.block->range_of(run), [&](ByteRange piece, const os::Mapping& mapping) -> Status {
           const PageRun moved{piece.begin.page_in_block(), static_cast<std::uint32_t>(piece.pages())};
-          // What the program has unmapped has no place any more.
-          if (mapping.kind != os::MappingKind::None) {
+          // What the program has unmapped has no place any more, nor has what something else is mapped over.
+          if (mapping.kind == os::MappingKind::Special) {
             UHMM_TRY(exchange(context, segment, index, piece));
             watch_again(context, *segment.range, piece);
           }
@@ -86,11 +96,12 @@ PageMask bring_home_from_place(Context& context, const Segment& segment, DeviceI
 void replace_by_zeros(Context& context, const Segment& segment, const PageMask& pages) {
   const auto replace = [&](ByteRange piece, const os::Mapping& mapping) -> Status {
     const PageRun run{piece.begin.page_in_block(), static_cast<std::uint32_t>(piece.pages())};
-    if (mapping.kind == os::MappingKind::None) {
+    if (mapping.kind != os::MappingKind::Special) {
       segment.block->in_place.reset(run);
       return {};
     }
     std::byte* fresh = map_like(mapping, piece.bytes());
+    const Replacing replacing(context.news, context.uffd, piece);
     if (fresh == nullptr || os::move_mapping(fresh, piece) != 0) {
       os::unmap(fresh, piece.bytes());
       // No memory: the device's may not stay readable all the same.

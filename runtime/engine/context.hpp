@@ -7,7 +7,10 @@
 #include <cstdint>
 
 #include "runtime/backend/device.hpp"
+#include "runtime/engine/copy_shield.hpp"
 #include "runtime/engine/fork_gate.hpp"
+#include "runtime/engine/map_changes.hpp"
+#include "runtime/engine/news_reader.hpp"
 #include "runtime/engine/patience.hpp"
 #include "runtime/engine/staging.hpp"
 #include "runtime/engine/work_gate.hpp"
@@ -88,7 +91,9 @@ struct Context {
   std::array<DeviceSlot, kMaxDevices> slots;
   std::array<Pool, state::kMaxPools> pools;
   Staging staging;
-  std::atomic<std::uint32_t> moves_under_way{0};  // of memory, by the program, past us
+  NewsReader news{uffd};
+  MapChanges changes;
+  CopyShield copy_shield;
   std::atomic<std::uint32_t> mirrored_ranges{0};
   std::atomic<bool> told_of_stale_views{false};
   std::atomic<std::uint32_t> insisting{0};  // gatherers that others have to let go first

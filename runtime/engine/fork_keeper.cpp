@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/engine/fork_keeper.hpp"
 
+#include <algorithm>
 #include <mutex>
+#include <new>
+#include <shared_mutex>
 #include <thread>
 #include <utility>
 
 #include "runtime/base/arena.hpp"
+#include "runtime/base/check.hpp"
 #include "runtime/base/inject.hpp"
 #include "runtime/base/log.hpp"
 #include "runtime/engine/pool_calls.hpp"
@@ -20,34 +24,41 @@ Status ForkKeeper::start() {
   heir_memory_ = bare::map_inherited(kHeirBytes);
   buffer_ = bare::map_pages(SnapshotReader::kBufferBytes);
   wake_fd_ = os::make_bell();
-  if (heir_memory_ == nullptr || buffer_ == nullptr || wake_fd_ < 0)
+  card_ = bare::map_inherited(kPageBytes);
+  if (heir_memory_ == nullptr || buffer_ == nullptr || wake_fd_ < 0 || card_ == nullptr)
     return fail(UHMM_ERR_NO_MEMORY, "no memory or descriptor for the forks of the program");
   stopping_.store(false);
-  copies_.store(0);
   UHMM_TRY(thread_.start("uhmm-forks", run, this));
-  UHMM_TRY(reader_.start("uhmm-news", read_news, this));
   os::listen_to_copies(note_copy, this);
+  os::set_calling_card(card_);
+  context_.news.also_read(read_strays, this);
   context_.uffd.listen_to_forks(note_fork, this);
   context_.uffd.renew_spare();
   return {};
 }
 
 void ForkKeeper::stop() {
+  os::set_calling_card(nullptr);
+  // The last copy that has found something watched is known then.
+  while (card_ != nullptr && !context_.uffd.all_told()) std::this_thread::yield();
   stopping_.store(true);
   if (thread_.running()) {
     os::ring(wake_fd_);
     thread_.join();
   }
   os::listen_to_copies(nullptr, nullptr);
-  copies_.fetch_or(kStop);
-  copies_.notify_all();
-  reader_.join();
+  context_.news.also_read(nullptr, nullptr);
   // Children that serve themselves have all they need. Whoever does not yet goes on as if the parent had ended.
   // What is watched by nobody's descriptor can be written by hand, so those are closed first.
-  for (Arrival& arrival : arrivals_) bare::close(arrival.fd.exchange(-1));
+  for (Arrival* arrival = arrivals_.exchange(nullptr); arrival != nullptr;) {
+    bare::close(arrival->fd);
+    end_arrival(std::exchange(arrival, arrival->next));
+  }
   while (children_ != nullptr) drop(children_);
-  for (const int uffd : strays_) bare::close(uffd);
+  for (const Stray& stray : strays_) bare::close(stray.uffd);
   strays_.clear();
+  bare::unmap_pages(card_, kPageBytes);
+  card_ = nullptr;
   bare::close(wake_fd_);
   wake_fd_ = -1;
   bare::unmap_pages(buffer_, SnapshotReader::kBufferBytes);
@@ -58,7 +69,6 @@ void ForkKeeper::stop() {
 
 void ForkKeeper::forget_in_child() {
   thread_.forget();
-  reader_.forget();
   for (ForkChild* child = children_; child != nullptr; child = child->next) {
     bare::close(child->socket);
     bare::close(child->child_socket);
@@ -66,29 +76,42 @@ void ForkKeeper::forget_in_child() {
     for (const int file : child->files.devices) bare::close(file);
     for (const int uffd : child->offers) bare::close(uffd);
   }
-  for (const int uffd : strays_) bare::close(uffd);
-  for (const Arrival& arrival : arrivals_) bare::close(arrival.fd.load());
+  for (const Stray& stray : strays_) bare::close(stray.uffd);
+  for (const Arrival* arrival = arrivals_.load(); arrival != nullptr; arrival = arrival->next) bare::close(arrival->fd);
   bare::close(wake_fd_);
 }
 
 // --------------------------------------------------------- news of the kernel's
 
-// On any thread, which may hold any lock.
+// On any thread, which may hold any lock: waits for nobody, and the thread that forks has the arena's lock.
+ForkKeeper::Arrival* ForkKeeper::make_arrival() {
+  for (Arrival& arrival : spare_arrivals_)
+    if (!arrival.in_use.exchange(true)) return &arrival;
+  std::byte* memory = bare::map_pages(sizeof(Arrival));
+  UHMM_REQUIRE(memory != nullptr, "no memory to hear of a copy of the process");
+  return new (memory) Arrival;
+}
+
+void ForkKeeper::end_arrival(Arrival* arrival) {
+  if (arrival->in_use.load())
+    arrival->in_use.store(false);
+  else
+    bare::unmap_pages(reinterpret_cast<std::byte*>(arrival), sizeof(Arrival));
+}
+
 void ForkKeeper::note_fork(void* self, int fd) {
   auto& keeper = *static_cast<ForkKeeper*>(self);
-  for (;;) {
-    for (Arrival& arrival : keeper.arrivals_) {
-      int expected = -1;
-      if (!arrival.fd.compare_exchange_strong(expected, kClaimed)) continue;
-      arrival.mode = keeper.mode_.load();
-      arrival.child = keeper.forking_.load();
-      if (arrival.mode == Mode::Snapshot) keeper.arrived_.store(true);
-      arrival.fd.store(fd);
-      os::ring(keeper.wake_fd_);
-      return;
-    }
-    std::this_thread::yield();  // the keeper makes room, whatever else it has to do
+  Arrival* arrival = keeper.make_arrival();
+  arrival->fd = fd;
+  arrival->mode = keeper.mode_.load();
+  // Memory was moved just before: what has not followed it is missing in the child.
+  if (arrival->mode == Mode::Whole && keeper.context_.changes.pending()) arrival->mode = Mode::None;
+  arrival->child = keeper.forking_.load();
+  if (arrival->mode == Mode::Snapshot) keeper.arrived_.store(true);
+  arrival->next = keeper.arrivals_.load();
+  while (!keeper.arrivals_.compare_exchange_weak(arrival->next, arrival)) {
   }
+  os::ring(keeper.wake_fd_);
 }
 
 void ForkKeeper::run(void* self) {
@@ -98,31 +121,22 @@ void ForkKeeper::run(void* self) {
 
 void ForkKeeper::note_copy(void* self, bool begins) {
   auto& keeper = *static_cast<ForkKeeper*>(self);
-  if (!begins)
-    keeper.copies_.fetch_sub(1);
-  else if (keeper.copies_.fetch_add(1) == 0)
-    keeper.copies_.notify_all();
-}
-
-void ForkKeeper::read_news(void* self) {
-  constexpr std::uint64_t kPatience = 1'000'000;  // ns; as a rule a service thread has read it long before
-  WorkerPool::enter_runtime_thread();
-  auto& keeper = *static_cast<ForkKeeper*>(self);
-  for (;;) {
-    keeper.copies_.wait(0);
-    const std::uint32_t copies = keeper.copies_.load();
-    if ((copies & kStop) != 0) return;
-    if (copies == 0) continue;
-    os::futex_wait_for(keeper.copies_, copies, kPatience);
-    if (keeper.copies_.load() != 0) keeper.context_.uffd.read_on();
-  }
+  begins ? keeper.context_.news.begin() : keeper.context_.news.end();
+  // The card is watched only then: else every fork of the program would be news.
+  const ByteRange card{VirtAddr{keeper.card_}, VirtAddr{keeper.card_} + kPageBytes};
+  while (keeper.card_busy_.test_and_set()) std::this_thread::yield();
+  if (begins && keeper.card_users_++ == 0) (void)keeper.context_.uffd.register_range(card, os::kMissing);
+  if (!begins && --keeper.card_users_ == 0) (void)keeper.context_.uffd.unregister_range(card);
+  keeper.card_busy_.clear();
 }
 
 void ForkKeeper::loop() {
   std::pmr::vector<os::Watched> watched(Arena::instance().resource());
   while (!stopping_.load()) {
     watch(watched);
-    os::wait_for(watched);
+    constexpr int kSoon = 1;  // ms
+    const bool busy = std::ranges::any_of(strays_, [](const Stray& stray) { return !stray.poisoned; });
+    os::wait_for(watched, busy ? kSoon : -1);
     enter_body();
     if (watched[0].ready != 0) os::silence(wake_fd_);
     for (ForkChild* child = first_child(); child != nullptr; child = child->next)
@@ -138,15 +152,7 @@ void ForkKeeper::loop() {
       if ((child->gone || child->canceled.load()) && child->all_offered) drop(child);
       child = following;
     }
-    for (std::size_t i = 0; i < strays_.size();) {
-      serve_stray(strays_[i]);
-      if (bare::process_gone(strays_[i])) {
-        bare::close(strays_[i]);
-        strays_.erase(strays_.begin() + static_cast<std::ptrdiff_t>(i));
-      } else {
-        ++i;
-      }
-    }
+    serve_strays();
     context_.uffd.renew_spare();
     leave_body();
   }
@@ -185,22 +191,25 @@ void ForkKeeper::watch(std::pmr::vector<os::Watched>& watched) {
   for (const ForkChild* child = first; child != nullptr; child = child->next) watched.push_back({child->socket});
   for (const ForkChild* child = first; child != nullptr; child = child->next)
     for (const int uffd : child->offers) watched.push_back({uffd});
-  for (const int uffd : strays_) watched.push_back({uffd});
+  for (const Stray& stray : strays_) watched.push_back({stray.uffd});
 }
 
 void ForkKeeper::take_arrivals() {
-  for (Arrival& arrival : arrivals_) {
-    const int fd = arrival.fd.load();
-    if (fd < 0) continue;
-    const Mode mode = arrival.mode;
-    ForkChild* child = arrival.child;
-    arrival.fd.store(-1);
-    if (mode == Mode::Whole)
-      bare::close(fd);  // it has everything: ordinary memory from now on
-    else if (mode == Mode::Snapshot)
-      offer(*child, fd);
+  Arrival* oldest = nullptr;
+  for (Arrival* arrival = arrivals_.exchange(nullptr); arrival != nullptr;) {
+    Arrival* const before = arrival->next;
+    arrival->next = oldest;
+    oldest = std::exchange(arrival, before);
+  }
+  while (oldest != nullptr) {
+    Arrival* const arrival = std::exchange(oldest, oldest->next);
+    if (arrival->mode == Mode::Whole)
+      bare::close(arrival->fd);  // it has everything: ordinary memory from now on
+    else if (arrival->mode == Mode::Snapshot)
+      offer(*arrival->child, arrival->fd);
     else
-      add_stray(fd);
+      add_stray(arrival->fd, false);
+    end_arrival(arrival);
   }
 }
 
@@ -209,7 +218,7 @@ void ForkKeeper::take_arrivals() {
 // One that was copied by a raw system call at the same moment would be taken for the child: the child looks.
 void ForkKeeper::offer(ForkChild& child, int uffd) {
   if (child.answered) {
-    add_stray(uffd);
+    add_stray(uffd, true);
     return;
   }
   child.offers.push_back(uffd);
@@ -226,7 +235,7 @@ bool ForkKeeper::hear(ForkChild& child) {
   const int first = child.offers.front();
   child.offers.erase(child.offers.begin());
   if (letter == kNotMine) {
-    add_stray(first);
+    add_stray(first, true);
     return true;
   }
   bare::close(first);
@@ -237,7 +246,7 @@ bool ForkKeeper::hear(ForkChild& child) {
 
 void ForkKeeper::answer_is_final(ForkChild& child) {
   child.answered = true;
-  for (const int uffd : child.offers) add_stray(uffd);
+  for (const int uffd : child.offers) add_stray(uffd, true);
   child.offers.clear();
   for (int& file : child.files.devices) bare::close(std::exchange(file, -1));  // it reads no more of it here
 }
@@ -271,32 +280,68 @@ void ForkKeeper::drop(ForkChild* child) {
 
 // Made by a system call past the C library: at that moment pages may have been on their way. What was away raises
 // SIGBUS there, at once for what is away now, and when it is touched for what else is missing. It is never zeros.
-void ForkKeeper::add_stray(int uffd) {
-  const Operation operation(context_);
+// Devices' processes are made in the same way; they say so, and wait for it to be read, before they map anything. From
+// then on they are let alone: the kernel takes any descriptor for memory that is watched by any.
+// `poisoned`: it was taken for another's at first, and may have gone on since.
+void ForkKeeper::add_stray(int uffd, bool poisoned) {
+  const std::scoped_lock lock(strays_mutex_);
+  strays_.push_back({uffd, poisoned});
+}
+
+// The news reader's thread, while the keeper's pauses: a device that is starting must not wait until a fork is over,
+// which may wait for the device.
+void ForkKeeper::read_strays(void* self) {
+  auto& keeper = *static_cast<ForkKeeper*>(self);
+  if (!keeper.paused_.load()) return;
+  const std::scoped_lock lock(keeper.strays_mutex_);
+  for (Stray& stray : keeper.strays_) keeper.serve_stray(stray);
+}
+
+void ForkKeeper::serve_strays() {
+  const std::scoped_lock lock(strays_mutex_);
+  for (std::size_t i = 0; i < strays_.size();) {
+    Stray& stray = strays_[i];
+    serve_stray(stray);
+    if (!stray.poisoned && !stray.ours) stray.poisoned = poison_stray(stray.uffd);
+    if (stray.ours || bare::process_gone(stray.uffd)) {
+      bare::close(stray.uffd);
+      strays_.erase(strays_.begin() + static_cast<std::ptrdiff_t>(i));
+    } else {
+      ++i;
+    }
+  }
+}
+
+// False: another time. Whoever has a lock may be waiting for that process, which waits until its news is read: so
+// nobody waits here.
+bool ForkKeeper::poison_stray(int uffd) {
+  const std::shared_lock operation(context_.space.mutex(), std::try_to_lock);
+  if (!operation.owns_lock()) return false;
+  bool all = true;
   for (const auto& [begin, range] : context_.space.ranges()) {
     if (range->pages_out.load() == 0) continue;
     (void)context_.space.for_each_segment(range->pages, false, [&, range = range](const Segment& segment) {
       if (segment.range != range) return Status{};
       PageMask away;
       {
-        const std::scoped_lock lock(segment.block->mutex);
-        away = segment.block->away() & PageMask::of(segment.run);
+        const std::unique_lock lock(segment.block->mutex, std::try_to_lock);
+        all = all && lock.owns_lock();
+        if (lock.owns_lock()) away = segment.block->away() & PageMask::of(segment.run);
       }
       away.for_each_run([&](PageRun run) { (void)poison_missing(uffd, segment.block->range_of(run)); });
       return Status{};
     });
   }
-  strays_.push_back(uffd);
+  return all;
 }
 
-void ForkKeeper::serve_stray(int uffd) {
+void ForkKeeper::serve_stray(Stray& stray) {
+  const int uffd = stray.uffd;
   for (;;) {
     const bare::Message message = bare::read_message(uffd);
     if (message.kind == bare::Message::Kind::None) return;
-    if (message.kind == bare::Message::Kind::Fork) {
-      add_stray(message.fork_fd);
-      return;  // the list has changed: the rest is read in the next round
-    }
+    if (message.kind == bare::Message::Kind::Fork) note_fork(this, message.fork_fd);
+    if (message.kind == bare::Message::Kind::Drop && message.dropped.begin == VirtAddr{card_}) stray.ours = true;
     if (message.kind != bare::Message::Kind::Fault) continue;
     const ByteRange page{message.fault.address, message.fault.address + kPageBytes};
     if (message.fault.is_write_protect) {

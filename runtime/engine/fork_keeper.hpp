@@ -75,15 +75,15 @@ class ForkKeeper {
   enum class Mode : std::uint32_t { None, Whole, Snapshot };  // of the fork that is under way
   // A process that was copied: its descriptor, and what was known of it at that moment.
   struct Arrival {
-    std::atomic<int> fd{-1};
+    int fd = -1;
     Mode mode = Mode::None;
     ForkChild* child = nullptr;
+    Arrival* next = nullptr;
+    std::atomic<bool> in_use{false};
   };
-  static constexpr int kClaimed = -2;  // of an arrival: being written down
 
   static void note_fork(void* self, int fd);
   static void run(void* self);
-  static void read_news(void* self);
   // Counted: somebody reads news while a copy of the process is being made.
   static void note_copy(void* self, bool begins);
   void loop();
@@ -92,20 +92,32 @@ class ForkKeeper {
   void pause(bool on);
   ForkChild* first_child();
   void watch(std::pmr::vector<os::Watched>& watched);
+  Arrival* make_arrival();
+  void end_arrival(Arrival* arrival);
   void take_arrivals();
   void offer(ForkChild& child, int uffd);
   bool hear(ForkChild& child);
   void answer_is_final(ForkChild& child);
   void attend(ForkChild& child, bool heard);
   void drop(ForkChild* child);
-  void add_stray(int uffd);
-  void serve_stray(int uffd);
+  // A copy that nobody was told of.
+  struct Stray {
+    int uffd = -1;
+    bool poisoned = false;  // what was away then
+    bool ours = false;      // a device's process, which serves itself
+  };
+  void add_stray(int uffd, bool poisoned);
+  static void read_strays(void* self);
+  void serve_strays();
+  void serve_stray(Stray& stray);
+  bool poison_stray(int uffd);
 
   bool worth_it() const;
   bool can_stay(const BlockDevice& part) const;
   bool leave_it_there();
   void cancel(ForkChild& child);
   void bring_rest_home();
+  void stop_watching_home();
   ForkSnapshot* make_table();
   bool write_down(ForkSnapshot& snapshot);
   bool owe(ForkSnapshot& snapshot, const Segment& segment, const PageMask& wiped);
@@ -113,12 +125,17 @@ class ForkKeeper {
 
   Context& context_;
   RankedMutex<LockRank::Snapshots> mutex_;
-  ForkChild* children_ = nullptr;             // guarded by mutex_; only the keeper's thread takes any out
-  std::pmr::vector<int> strays_;              // of copies that nobody was told of; the keeper's thread only
+  ForkChild* children_ = nullptr;  // guarded by mutex_; only the keeper's thread takes any out
+  RankedMutex<LockRank::Strays> strays_mutex_;
+  std::pmr::vector<Stray> strays_;            // guarded by strays_mutex_; changed by the keeper's thread only
+  std::byte* card_ = nullptr;                 // see os::set_calling_card()
+  std::atomic_flag card_busy_;                // who serves faults has no business there
+  std::uint32_t card_users_ = 0;              // devices that are being started
   std::atomic<ForkChild*> forking_{nullptr};  // between prepare() and finish_in_parent()
   std::atomic<Mode> mode_{Mode::None};
-  std::atomic<bool> arrived_{false};  // the forking child's descriptor
-  std::array<Arrival, 64> arrivals_;
+  std::atomic<bool> arrived_{false};         // the forking child's descriptor
+  std::atomic<Arrival*> arrivals_{nullptr};  // newest first
+  std::array<Arrival, 64> spare_arrivals_;
   std::byte* heir_memory_ = nullptr;
   std::byte* buffer_ = nullptr;
   int wake_fd_ = -1;
@@ -126,11 +143,6 @@ class ForkKeeper {
   std::atomic<bool> paused_{false};
   std::atomic<bool> in_body_{false};
   Thread thread_;
-  // A thread that forks has the arena's lock until its news is read, and who serves faults may wait for somebody who
-  // waits for that lock. So somebody reads who waits for nobody.
-  static constexpr std::uint32_t kStop = 1u << 31;
-  std::atomic<std::uint32_t> copies_{0};  // under way; and kStop
-  Thread reader_;
 };
 
 // Under the block's lock, ahead of any change to what devices hold of the pages, and before a device may write them:

@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <mutex>
-#include <thread>
 
 #include "runtime/base/arena.hpp"
 #include "runtime/base/inject.hpp"
 #include "runtime/engine/block_scope.hpp"
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/fork_keeper.hpp"
+#include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/memory_calls.hpp"
 #include "runtime/engine/migrator.hpp"
 #include "runtime/engine/mirrors.hpp"
@@ -65,17 +65,32 @@ class Wiped {
 }  // namespace
 
 Status ForkKeeper::prepare() {
+  context_.news.begin();
   pause(true);
   arrived_.store(false);
   Status status;
   const bool snapshot = worth_it() && leave_it_there();
   if (!snapshot) status = engine::bring_home(context_, kMaxDevices, UHMM_CAUSE_FORK);
+  // What is watched is not in copies that nobody is told of; of this one we know.
+  if (!context_.uffd.features().follows_forks) stop_watching_home();
   // The child has shared memory in common with its parent from now on, and nobody can tell what it does with it.
   mirror_shared_memory(context_);
-  // What could not come home is not in the child: it raises SIGBUS there, as in any copy that nobody was told of.
+  // What could not come home is not in the child: it raises SIGBUS there, as in any copy that nobody was told of; or
+  // SIGSEGV, with all of its range, where nobody is told of copies.
   mode_.store(snapshot ? Mode::Snapshot : status.ok() ? Mode::Whole : Mode::None);
-  note_copy(this, true);
   return status;
+}
+
+void ForkKeeper::stop_watching_home() {
+  const Operation operation(context_);
+  const state::VaSpace::RangeMap& ranges = context_.space.ranges();
+  for (const auto& [begin, range] : ranges) {
+    disarm_if_home(context_, *range);
+    // The pages that it shares with neighbours too.
+    if (range->pages_out.load() == 0) context_.copy_shield.lower(context_, range->pages);
+  }
+  for (const auto& [begin, range] : ranges)
+    if (range->pages_out.load() != 0) context_.copy_shield.raise(context_, *range, range->pages);
 }
 
 void ForkKeeper::bring_home(ByteRange pages) {
@@ -107,14 +122,11 @@ void ForkKeeper::cancel(ForkChild& child) {
 }
 
 void ForkKeeper::finish_in_parent() {
-  const auto wait_for_news = [&] {
-    // The kernel lets the thread go on when its news has been read; it may not have been told yet.
-    while (thread_.running() && !context_.uffd.all_told()) std::this_thread::yield();
-  };
-  wait_for_news();
+  // The kernel lets the thread go on when its news has been read; it may not have been told yet.
+  context_.uffd.let_tell();
   mode_.store(Mode::None);
-  wait_for_news();  // somebody may have seen the mode before
-  note_copy(this, false);
+  context_.uffd.let_tell();  // somebody may have seen the mode before
+  context_.news.end();
   if (ForkChild* child = forking_.exchange(nullptr); child != nullptr) {
     bare::close(std::exchange(child->child_socket, -1));
     child->snapshot->set_inherited(false);

@@ -7,6 +7,7 @@
 
 #include "runtime/base/check.hpp"
 #include "runtime/base/inject.hpp"
+#include "runtime/engine/permissions.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -57,7 +58,10 @@ PageMask Departure::take(const PageMask& pages) {
   if (segment_.range->backing == state::Backing::Shared) {
     PageMask taken;
     pages.for_each_run([&](PageRun run) {
-      if (should_fail(Point::DropManaged) || os::drop_pages(segment_.block->range_of(run)) != 0) return;
+      // What the program has put there meanwhile is not ours to take.
+      if (should_fail(Point::DropManaged) || context_.changes.concern(segment_.block->range_of(run)) ||
+          os::drop_pages(segment_.block->range_of(run)) != 0)
+        return;
       taken.set(run);
     });
     unmapped_ |= taken;
@@ -76,6 +80,7 @@ PageMask Departure::take_by_move(const PageMask& pages) {
   bool possible = true;
   int moments = kMostMoments;
   pages.for_each_run([&](PageRun run) {
+    if (context_.changes.concern(segment_.block->range_of(run))) return;
     bool touched = false;
     bool cleared = false;
     while (run.count != 0 && possible) {
@@ -151,7 +156,8 @@ Status Departure::copy_to(DeviceIndex index, const PageMask& pages) {
 PageMask Departure::let_go(const PageMask& pages) {
   PageMask gone;
   (pages & protected_).for_each_run([&](PageRun run) {
-    if (should_fail(Point::DropManaged)) return;
+    // What the program has put there meanwhile is not ours to drop.
+    if (should_fail(Point::DropManaged) || context_.changes.concern(segment_.block->range_of(run))) return;
     if (os::drop_pages(segment_.block->range_of(run)) == 0) {
       gone.set(run);
       return;
@@ -175,6 +181,24 @@ void Departure::settle(const PageMask& pages) {
   unmapped_ -= pages;
 }
 
+namespace {
+
+// The program has moved the page's place away, or ended it: on return the page is where it belongs now, or nowhere.
+void put_page_after(Context& context, VirtAddr page, const std::byte* from) {
+  const MapChanges::Knowing here;
+  for (;;) {
+    const std::uint32_t told = context.changes.told();
+    const MapChanges::Place place = context.changes.place_of(page, kPageBytes);
+    if (!place.address) return;
+    const os::Progress copied = context.uffd.copy(*place.address, from, kPageBytes);
+    if (copied.done != 0 || copied.error == EEXIST) return;
+    context.uffd.read_on();
+    if (gone_for_good(copied.error) && context.uffd.all_told() && told == context.changes.told()) return;
+  }
+}
+
+}  // namespace
+
 bool Departure::move_run_in(PageRun run, bool protect) {
   const VirtAddr to = segment_.block->base + run.offset();
   std::uint64_t done = 0;
@@ -187,6 +211,10 @@ bool Departure::move_run_in(PageRun run, bool protect) {
     const os::Progress copied =
         context_.uffd.copy(to + done, slot_->memory + run.offset() + done, run.bytes() - done, protect);
     done += copied.done;
+    if (copied.error == ESTALE) {
+      put_page_after(context_, to + done, slot_->memory + run.offset() + done);
+      done += kPageBytes;
+    }
     if (copied.error != 0 && gone_for_good(copied.error)) return true;
     if (copied.error == EEXIST) done += kPageBytes;  // the program mapped something new there
   }
@@ -453,10 +481,12 @@ void drop_cpu_pages(Context& context, const Segment& segment, const PageMask& pa
 Status arm(Context& context, Range& range) {
   const std::scoped_lock lock(range.arm_mutex);
   if (!range.armed) {
+    UHMM_TRY(check_same_memory(context, range));
     const int error =
         should_fail(Point::Arm) ? ENOMEM : context.uffd.register_range(range.pages, watch_mode(context, range));
     if (error != 0) return fail_errno("registering a range with userfaultfd", error);
     range.armed = true;
+    context.copy_shield.raise(context, range, range.pages);
   }
   ++range.departures;
   return {};
@@ -469,7 +499,10 @@ void disarm_locked(Context& context, Range& range) {
   if (!range.armed || range.departures != 0 || range.pages_out.load() != 0) return;
   // A page on the edge may belong to a neighbour that is still armed.
   const ByteRange own = context.space.pages_not_shared(range);
-  if (!own.empty()) (void)context.uffd.unregister_range(own);
+  if (!own.empty()) {
+    (void)context.uffd.unregister_range(own);
+    context.copy_shield.lower(context, own);
+  }
   range.armed = false;
 }
 
@@ -477,7 +510,9 @@ void disarm_locked(Context& context, Range& range) {
 
 void watch_again(Context& context, Range& range, ByteRange pages) {
   const std::scoped_lock lock(range.arm_mutex);
-  if (range.armed) (void)context.uffd.register_range(pages, watch_mode(context, range));
+  if (!range.armed) return;
+  (void)context.uffd.register_range(pages, watch_mode(context, range));
+  context.copy_shield.raise(context, range, pages);
 }
 
 void end_departure(Context& context, Range& range) {

@@ -20,6 +20,8 @@ void poison_pages(Context& context, const Segment& segment, const PageMask& page
   if (pages.any()) lost_before.store(true, std::memory_order_relaxed);
   PageMask& replaced = segment.block->bus_error;
   const auto replace = [&](PageRun run) {
+    const Replacing replacing(context.news, context.uffd, segment.block->range_of(run));
+    if (context.changes.concern(segment.block->range_of(run))) return;  // what the program has put there stays
     if (os::map_bus_error(segment.block->range_of(run)) == 0) replaced.set(run);
   };
   pages.minus(replaced).for_each_run([&](PageRun run) {
@@ -34,7 +36,8 @@ void poison_pages(Context& context, const Segment& segment, const PageMask& page
       auto done = static_cast<std::uint32_t>(progress.done >> kPageShift);
       if (done == 0) {
         // EEXIST: poisoned already. Or the program has mapped something else there, which is its own affair.
-        if (progress.error != EEXIST && !gone_for_good(progress.error)) replace({run.first, 1});
+        if (progress.error != EEXIST && progress.error != ESTALE && !gone_for_good(progress.error))
+          replace({run.first, 1});
         done = 1;
       }
       run = {run.first + done, run.count - done};
@@ -47,6 +50,7 @@ void remove_bus_errors(Context& context, const Segment& segment, const PageMask&
   (pages & segment.block->bus_error).for_each_run([&](PageRun run) {
     const ByteRange range = segment.block->range_of(run);
     const bool shared = segment.range->backing == state::Backing::Shared;
+    const Replacing replacing(context.news, context.uffd, range);
     if ((shared ? os::map_again(in_alias(segment, run), range) : os::map_zeros(range)) != 0) return;
     watch_again(context, *segment.range, range);
     segment.block->bus_error.reset(run);

@@ -192,6 +192,9 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   }
 
   pages &= PageMask::of(segment.run);
+  // Something else may be there by now.
+  const PageMask gone = pages & context.changes.concerned(segment);
+  pages -= gone;
   const PageMask lost = pages & block.lost;
   pages -= lost;
   const Permissions allowed = permissions_of(context, segment);
@@ -200,7 +203,7 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
   const PageMask there = pages & part->resident;
   PageMask rest = pages.minus(there);
   const PageMask not_fitting = trim(rest, PageMask::all().minus(part->allocated), budget.pages);
-  out.skipped = lost.count() + refused.count() + not_fitting.count();
+  out.skipped = gone.count() + lost.count() + refused.count() + not_fitting.count();
 
   Plan plan;
   if (want != Want::Duplicate) plan.upgrade = there & block.system;
@@ -268,9 +271,9 @@ Outcome to_device(Context& context, const Segment& segment, PageMask pages, cons
       else
         out.status = zero_on_device(context, segment, index, to_copy.minus(part->allocated));
     }
-    const PageMask gone = out.status.ok() ? departure.let_go(taken) : PageMask{};
-    departure.put_back(taken.minus(gone), block.shared());
-    taken = gone;
+    const PageMask left = out.status.ok() ? departure.let_go(taken) : PageMask{};
+    departure.put_back(taken.minus(left), block.shared());
+    taken = left;
     out.pages = leaving.minus(taken);
   }
   const std::uint64_t copy_ns = os::now_ns() - copy_started;
@@ -370,7 +373,9 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
   pages &= PageMask::of(segment.run);
   {
     BlockScope scope(context, segment);
-    out.skipped = (pages & block.lost).count();
+    const PageMask gone = pages & context.changes.concerned(segment);
+    pages -= gone;
+    out.skipped = (pages & block.lost).count() + gone.count();
     const PageMask shared = want == Want::Duplicate ? PageMask{} : pages & block.shared();
     const PageMask away = pages & block.away();
     keep(context, segment, away);

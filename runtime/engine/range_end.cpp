@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/engine/range_end.hpp"
 
-#include <array>
-#include <atomic>
-#include <cerrno>
+#include <ctime>
 
 #include "runtime/base/arena.hpp"
 #include "runtime/base/check.hpp"
@@ -17,8 +15,6 @@
 
 namespace uhmm::engine {
 namespace {
-
-constexpr std::size_t kMovePiece = std::size_t{256} << 10;
 
 // Under the exclusive lock: devices forget the range.
 void detach(Context& context, Range& range) {
@@ -104,6 +100,7 @@ Status cut_range(Context& context, Range& range, VirtAddr at) {
   upper->advice.read_mostly.store(range.advice.read_mostly.load());
   upper->advice.pinned.store(range.advice.pinned.load());
   upper->armed = range.armed;
+  upper->copies_known = range.copies_known;
   if (const Status parted = context.space.split(&range, at, upper); !parted.ok()) {
     destroy_in_arena(upper);
     return parted;
@@ -152,11 +149,11 @@ Status cut_at(Context& context, VirtAddr at) {
   return cut_range(context, *range, at);
 }
 
-void end_ranges(Context& context, ByteRange pages) {
+void end_ranges(Context& context, ByteRange pages, Place place) {
   const state::VaSpace::RangeMap& ranges = context.space.ranges();
   for (auto it = ranges.lower_bound(pages.begin.value); it != ranges.end() && it->first < pages.end.value;
        it = ranges.lower_bound(pages.begin.value))
-    end_range(context, it->second);
+    end_range(context, it->second, place);
 }
 
 // Calls end() under the exclusive lock, when nobody is unregistering a range of the pages. Ranges are cut at the edges.
@@ -222,14 +219,36 @@ bool any_on_devices(Context& context, ByteRange pages) {
 
 }  // namespace
 
-void end_range(Context& context, Range* range) {
-  detach(context, *range);
-  {
-    const std::scoped_lock arm_lock(range->arm_mutex);
-    const ByteRange own = context.space.pages_not_shared(*range);
-    // An edge may still be watched for a neighbour that is gone.
-    if ((range->armed || range->had_neighbours) && !own.empty()) (void)context.uffd.unregister_range(own);
+namespace {
+
+// Under the exclusive lock: is a range that is watched, other than this one, on the page?
+bool watched_by_others(const Context& context, const Range& range, VirtAddr page) {
+  const state::VaSpace::RangeMap& ranges = context.space.ranges();
+  for (auto it = ranges.lower_bound(page.value + kPageBytes); it != ranges.begin();) {
+    --it;
+    if (it->second->pages.end <= page) break;
+    if (it->second != &range && it->second->armed) return true;
   }
+  return false;
+}
+
+}  // namespace
+
+void end_range(Context& context, Range* range, Place place) {
+  detach(context, *range);
+  const ByteRange own = context.space.pages_not_shared(*range);
+  if (place == Place::Ours) {
+    const std::scoped_lock arm_lock(range->arm_mutex);
+    // An edge may still be watched for a neighbour that is gone.
+    if (range->armed || range->had_neighbours) {
+      if (!own.empty()) (void)context.uffd.unregister_range(own);
+      context.copy_shield.lower(context, own);
+      for (const VirtAddr edge : {range->pages.begin, range->pages.end - kPageBytes})
+        if (!own.contains(edge) && !watched_by_others(context, *range, edge))
+          context.copy_shield.lower(context, {edge, edge + kPageBytes});
+    }
+  }
+  context.copy_shield.forget(own);
   context.space.remove(range);
   context.record(UHMM_EVENT_UNREGISTER, UHMM_CAUSE_UNREGISTER, range->bytes,
                  static_cast<std::uint32_t>(range->pages.pages()), 0);
@@ -240,7 +259,7 @@ void end_range(Context& context, Range* range) {
 Status forget_pages(Context& context, ByteRange pages) {
   return end_pages(context, pages, [&]() -> Status {
     UHMM_TRY(give_up(context, pages));
-    end_ranges(context, pages);
+    end_ranges(context, pages, Place::Ours);
     return {};
   });
 }
@@ -254,7 +273,7 @@ Status unregister_pages(Context& context, ByteRange pages) {
     UHMM_TRY(end_pages(context, pages, [&]() -> Status {
       if (any_on_devices(context, pages)) return {};
       free_retained(context, pages);
-      end_ranges(context, pages);
+      end_ranges(context, pages, Place::Ours);
       ended = true;
       return {};
     }));
@@ -265,131 +284,16 @@ Status unregister_pages(Context& context, ByteRange pages) {
   return fail(UHMM_ERR_BUSY, "devices work on [%#lx, %#lx)", pages.begin.value, pages.end.value);
 }
 
-namespace {
-
-// Under the exclusive lock: what only devices have of the segment goes to where its addresses have moved.
-Status bring_after(Context& context, const Segment& segment, const os::UffdMove& move, std::byte* buffer) {
-  const Block& block = *segment.block;
-  const auto target = [&](VirtAddr address) { return move.to + (address - move.from); };
-  Status status;
-  for (BlockDevice* part : segment.block->devices) {
-    if (part == nullptr) continue;
-    const DeviceIndex index{part->device};
-    Device* device = context.healthy(index);
-    const PageMask theirs = part->resident & block.away().minus(block.in_place) & PageMask::of(segment.run);
-    if (theirs.none() || device == nullptr) continue;
-    UHMM_TRY(revoke(context, index, *part, theirs));
-    theirs.for_each_run([&](PageRun run) {
-      const ByteRange pages = block.range_of(run);
-      const backend::Window& window = segment.range->windows[index.value];
-      if (segment.range->backing == state::Backing::Shared) {
-        // It is the same memory, wherever it is mapped.
-        if (status.ok()) status = device->copy_out(window, pages, in_alias(segment, run));
-        return;
-      }
-      for (VirtAddr at = pages.begin; at < pages.end && status.ok(); at = at + kMovePiece) {
-        const ByteRange piece = pages.intersect({at, at + kMovePiece});
-        status = device->copy_out(window, piece, buffer);
-        os::Progress copied;
-        // A map that goes on changing is worth another try, and a page that is there already is passed over; whatever
-        // else is said, the place is gone.
-        for (std::uint64_t done = 0; status.ok() && done < piece.bytes();) {
-          copied = context.uffd.copy(target(piece.begin + done), buffer + done, piece.bytes() - done);
-          done += copied.done + (copied.error == EEXIST ? kPageBytes : 0);
-          if (copied.error != 0 && copied.error != EAGAIN && copied.error != EEXIST) break;
-        }
-      }
-      // What can't be read from the device is lost, not zeros.
-      if (!status.ok()) (void)context.uffd.poison({target(pages.begin), target(pages.end)});
-    });
-  }
-  (block.lost & PageMask::of(segment.run)).for_each_run([&](PageRun run) {
-    const ByteRange pages = block.range_of(run);
-    (void)context.uffd.poison({target(pages.begin), target(pages.end)});
+Status end_gone_pages(Context& context, ByteRange pages, Rescue rescue, void* argument) {
+  return end_pages(context, pages, [&]() -> Status {
+    if (rescue != nullptr)
+      UHMM_TRY(context.space.for_each_segment(pages, false,
+                                              [&](const Segment& segment) { return rescue(argument, segment); }));
+    UHMM_TRY(context.space.for_each_segment(
+        pages, false, [&](const Segment& segment) { return abandon(context, segment, PageMask::of(segment.run)); }));
+    end_ranges(context, pages, Place::Gone);
+    return {};
   });
-  return status;
-}
-
-struct MoveJob : WorkerPool::Work {
-  Context* context = nullptr;
-  os::UffdMove move;
-  std::atomic<bool> spare_in_use{false};
-};
-// Whoever tells may be needed by a thread that forks, which has the arena's lock: so as a rule nothing is allocated.
-std::array<MoveJob, 64> spare_jobs;
-
-MoveJob* make_move_job() {
-  for (MoveJob& job : spare_jobs)
-    if (!job.spare_in_use.exchange(true)) return &job;
-  auto* job = make_in_arena<MoveJob>();
-  UHMM_REQUIRE(job != nullptr, "no memory to follow memory that was moved");
-  return job;
-}
-
-void end_move_job(MoveJob& job) {
-  if (&job >= spare_jobs.data() && &job < spare_jobs.data() + spare_jobs.size())
-    job.spare_in_use.store(false);
-  else
-    destroy_in_arena(&job);
-}
-
-}  // namespace
-
-void watch_no_more(Context& context, VirtAddr address) {
-  const Operation operation(context);
-  Result<os::Mapping> mapping = context.process.find_mapping(address);
-  if (!mapping.ok() || !mapping->range.contains(address)) return;
-  ByteRange pages = mapping->range;
-  const state::VaSpace::RangeMap& ranges = context.space.ranges();
-  const auto above = ranges.upper_bound(address.value);
-  if (above != ranges.end()) pages.end = std::min(pages.end, above->second->pages.begin);
-  if (above != ranges.begin()) pages.begin = std::max(pages.begin, std::prev(above)->second->pages.end);
-  if (pages.empty() || !pages.contains(address)) return;
-  (void)context.uffd.write_protect(pages, false);
-  (void)context.uffd.unregister_range(pages);
-}
-
-void follow_move(Context& context, const os::UffdMove& move) {
-  constexpr timespec kMoment{0, 1'000'000};
-  const ByteRange from{move.from, move.from + move.bytes};
-  std::byte* buffer = nullptr;
-  // Without memory nothing can be done, and giving up would be zeros.
-  while ((buffer = static_cast<std::byte*>(Arena::instance().allocate(kMovePiece, 64))) == nullptr)
-    (void)nanosleep(&kMoment, nullptr);
-  Status status;
-  do {
-    // A second view of shared memory (length 0) takes nothing from the first.
-    if (from.empty()) break;
-    status = end_pages(context, from, [&]() -> Status {
-      UHMM_TRY(context.space.for_each_segment(
-          from, false, [&](const Segment& segment) { return bring_after(context, segment, move, buffer); }));
-      UHMM_TRY(context.space.for_each_segment(
-          from, false, [&](const Segment& segment) { return abandon(context, segment, PageMask::of(segment.run)); }));
-      end_ranges(context, from);
-      return {};
-    });
-    if (!status.ok()) (void)nanosleep(&kMoment, nullptr);
-  } while (status.code() == UHMM_ERR_NO_MEMORY);
-  Arena::instance().deallocate(buffer, kMovePiece, 64);
-  // Ordinary memory from now on.
-  watch_no_more(context, move.to);
-  log::write(log::Level::Info, "the program moved managed memory from %#lx to %#lx: it is not registered any more",
-             move.from.value, move.to.value);
-}
-
-void post_move(void* context, const os::UffdMove& move) {
-  MoveJob* job = make_move_job();
-  job->context = static_cast<Context*>(context);
-  job->move = move;
-  job->context->moves_under_way.fetch_add(1);
-  job->run = [](WorkerPool::Work& work) {
-    auto& self = static_cast<MoveJob&>(work);
-    Context& its = *self.context;
-    follow_move(its, self.move);
-    end_move_job(self);
-    its.moves_under_way.fetch_sub(1);
-  };
-  job->context->workers.post(*job);
 }
 
 Status revoke_access(Context& context, ByteRange pages) {

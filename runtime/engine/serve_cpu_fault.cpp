@@ -4,11 +4,11 @@
 
 #include "runtime/engine/fault_parts.hpp"
 #include "runtime/engine/fault_service.hpp"
+#include "runtime/engine/follow_changes.hpp"
 #include "runtime/engine/host_pages.hpp"
 #include "runtime/engine/lost_pages.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/engine/prefetch.hpp"
-#include "runtime/engine/range_end.hpp"
 #include "runtime/os/thread.hpp"
 #include "runtime/policy/placement.hpp"
 
@@ -33,7 +33,7 @@ void serve_shared_read(Context& context, const Segment& segment, std::uint32_t p
 // memory that is being moved: later. Else the kernel watches more than it was asked to.
 void serve_unknown(Context& context, VirtAddr address) {
   if (context.staging.refuse_fault(context.uffd, address)) return;
-  if (context.uffd.all_told() && context.moves_under_way.load() == 0) watch_no_more(context, address);
+  if (context.uffd.all_told() && !context.changes.pending()) watch_no_more(context, address);
   context.uffd.wake(page_at(address));
 }
 
@@ -144,6 +144,8 @@ bool CpuService::serve() {
 }  // namespace
 
 void serve_cpu_fault(Context& context, const os::UffdFault& fault) {
+  // Nobody knows yet what belongs there: who deals with the change wakes who sleeps there.
+  if (context.changes.concern(page_at(fault.address))) return;
   CpuService service{context, fault};
   while (!service.serve()) {
     uhmm_fault_info info{};

@@ -76,6 +76,11 @@ bool DeviceService::bring_one(const ToDevice& request) {
   // Too much at once, or the kernel has pinned the page for a moment.
   Outcome out = bring(one, request);
   if (served()) return true;
+  if (out.status.code() == UHMM_ERR_NOT_REGISTERED) {
+    log::write(log::Level::Error, "a kernel of device %u can't have the page at %#lx: %s", index.processor(),
+               fault.address.value, last_detail());
+    return false;
+  }
   if (!out.pages.test(page)) {
     make_room(context, segment, page, index);
     out = bring(one, request);
@@ -128,6 +133,8 @@ void DeviceService::serve() {
 }  // namespace
 
 void serve_device_fault(Context& context, DeviceIndex index, const backend::DeviceFault& fault) {
+  // Nobody knows yet what belongs there; the device is told to retry when that is known.
+  if (context.changes.turns_away(page_at(fault.address))) return;
   // While fork() is under way nothing leaves system memory; the device is told to retry when it is over.
   if (!context.fork_gate.try_enter()) return;
   {

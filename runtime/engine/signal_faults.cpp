@@ -72,9 +72,10 @@ bool serve_signalled_fault(Context& context, const os::SignalledFault& fault) {
   const KeptDetail detail;
   const Serving here;
   constexpr timespec kMoment{0, 100'000};
-  const Finding found = look(context, fault.address);
+  const bool changing = context.changes.concern({fault.address.page_floor(), fault.address.page_floor() + kPageBytes});
+  const Finding found = changing ? Finding::Unknown : look(context, fault.address);
   if (found == Finding::Lost) return false;
-  if (found == Finding::Unknown && (context.moves_under_way.load() != 0 || !context.uffd.all_told())) {
+  if (found == Finding::Unknown && (changing || context.changes.pending() || !context.uffd.all_told())) {
     (void)nanosleep(&kMoment, nullptr);  // being moved: whoever follows it brings the contents
     return true;
   }

@@ -52,6 +52,8 @@ Status Staging::open(const os::Userfaultfd& uffd, std::uint64_t bytes, std::uint
 void Staging::close() {
   slots_.clear();
   slots_.shrink_to_fit();
+  // Unmapping what is watched would be news, which nobody reads any more.
+  if (memory_ != nullptr) (void)uffd_->unregister_range({VirtAddr{memory_}, VirtAddr{memory_} + memory_bytes_});
   os::unmap(memory_, memory_bytes_);
   memory_ = nullptr;
   os::unmap(source_memory_, kSources * kBlockBytes);
@@ -166,6 +168,7 @@ bool Staging::renew(Slot& slot) const {
   slot.filled.clear();
   slot.huge = false;
   const VirtAddr memory{slot.memory};
+  if (!slot.source) (void)uffd_->unregister_range({memory, memory + kBlockBytes});
   const int error = os::renew_private(slot.memory, kBlockBytes, slot.source);
   const bool good =
       error == 0 && (slot.source || uffd_->register_range({memory, memory + kBlockBytes}, os::kMissing) == 0);

@@ -2,6 +2,7 @@
 #include "runtime/os/fork_advice.hpp"
 
 #include <fcntl.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstring>
@@ -23,9 +24,8 @@ bool parse_head(const char* line, ByteRange* out) {
   return true;
 }
 
-}  // namespace
-
-bool for_each_wiped(void (*visit)(void* context, ByteRange pages), void* context) {
+// `flag`: two letters after a space, as in the kernel's list.
+bool for_each_with(const char* flag, void (*visit)(void* context, ByteRange pages), void* context) {
   const int file = open("/proc/self/smaps", O_RDONLY | O_CLOEXEC);
   if (file < 0) return false;
   ByteRange mapping;
@@ -42,7 +42,7 @@ bool for_each_wiped(void (*visit)(void* context, ByteRange pages), void* context
       line[length] = '\0';
       length = 0;
       if (std::strncmp(line, "VmFlags:", 8) == 0) {
-        if (std::strstr(line, " wf") != nullptr) visit(context, mapping);
+        if (std::strstr(line, flag) != nullptr) visit(context, mapping);
       } else {
         (void)parse_head(line, &mapping);
       }
@@ -50,6 +50,20 @@ bool for_each_wiped(void (*visit)(void* context, ByteRange pages), void* context
   }
   close(file);
   return count == 0;
+}
+
+}  // namespace
+
+bool for_each_wiped(void (*visit)(void* context, ByteRange pages), void* context) {
+  return for_each_with(" wf", visit, context);
+}
+
+bool for_each_kept(void (*visit)(void* context, ByteRange pages), void* context) {
+  return for_each_with(" dc", visit, context);
+}
+
+void keep_from_copies(ByteRange pages, bool on) {
+  (void)madvise(pages.begin.pointer(), pages.bytes(), on ? MADV_DONTFORK : MADV_DOFORK);
 }
 
 }  // namespace uhmm::os

@@ -84,7 +84,8 @@ bool parse_line(const char* line, VirtAddr address, Mapping* found) {
   found->readable = access[0] == 'r';
   found->writable = access[1] == 'w';
   found->executable = access[2] == 'x';
-  found->kind = kind_of(access[3] == 's', inode, name);
+  found->shared = access[3] == 's';
+  found->kind = kind_of(found->shared, inode, name);
   return true;
 }
 
@@ -94,7 +95,11 @@ Mapping mapping_of(const ProcmapQuery& query) {
   mapping.readable = (query.vma_flags & kReadable) != 0;
   mapping.writable = (query.vma_flags & kWritable) != 0;
   mapping.executable = (query.vma_flags & kExecutable) != 0;
+  mapping.shared = (query.vma_flags & kShared) != 0;
   mapping.page_bytes = query.vma_page_size;
+  mapping.file_system = makedev(query.dev_major, query.dev_minor);
+  mapping.inode = query.inode;
+  mapping.offset = query.vma_offset;
   return mapping;
 }
 
@@ -138,10 +143,7 @@ Result<Mapping> ProcessMemory::find_mapping(VirtAddr address) const {
     return find_mapping_in_text(address);
   }
   Mapping mapping = mapping_of(query);
-  mapping.kind = kind_of((query.vma_flags & kShared) != 0, query.inode, name);
-  mapping.file_system = makedev(query.dev_major, query.dev_minor);
-  mapping.inode = query.inode;
-  mapping.offset = query.vma_offset;
+  mapping.kind = kind_of(mapping.shared, query.inode, name);
   return mapping;
 }
 

@@ -22,8 +22,9 @@ struct Mapping {
   bool readable = false;
   bool writable = false;
   bool executable = false;
+  bool shared = false;
   std::uint64_t page_bytes = kPageBytes;
-  // Which bytes of which file it shows; not of a find_access().
+  // Which bytes of which file it shows.
   std::uint64_t file_system = 0;
   std::uint64_t inode = 0;
   std::uint64_t offset = 0;
@@ -37,7 +38,7 @@ class ProcessMemory {
 
   // The mapping that covers `address` or the next one above it; kind None when there is no more.
   Result<Mapping> find_mapping(VirtAddr address) const;
-  // The same, but of kind and page size nothing is said. Never slow: NOT_SUPPORTED where the kernel would have to print
+  // The same, but of the kind nothing is said. Never slow: NOT_SUPPORTED where the kernel would have to print
   // the whole map (before 6.11).
   Result<Mapping> find_access(VirtAddr address) const;
   // Which pages of a run of `block` have backing (present or swapped out) in the calling process's page table.

@@ -26,6 +26,8 @@ namespace {
 thread_local bool spawning = false;
 std::atomic<bool> device_process{false};
 
+std::atomic<void*> calling_card{nullptr};
+
 struct SpawnRequest {
   void (*child_main)(void*) = nullptr;
   void* argument = nullptr;
@@ -41,6 +43,7 @@ void fork_in_helper(void* argument) {
   const pid_t pid = ::fork();
   if (pid == 0) {
     device_process.store(true, std::memory_order_relaxed);
+    if (void* card = calling_card.load()) (void)syscall(SYS_munmap, card, kPageBytes);
     request->child_main(request->argument);
     exit_now(1);
   }
@@ -120,6 +123,8 @@ void listen_to_copies(void (*listener)(void* context, bool begins), void* contex
 void announce_copy(bool begins) {
   if (auto* listener = copy_listener.load()) listener(copy_context.load(), begins);
 }
+
+void set_calling_card(void* page) { calling_card.store(page); }
 
 int spawn_process(void (*child_main)(void*), void* argument, void* stack_top, SpawnedProcess* out) {
   SpawnRequest request;

@@ -35,6 +35,9 @@ int spawn_process(void (*child_main)(void*), void* argument, void* stack_top, Sp
 // `listener` is told, so that somebody reads the kernel's news of it whatever locks the caller has. nullptr: nobody is.
 void announce_copy(bool begins);
 void listen_to_copies(void (*listener)(void* context, bool begins), void* context);
+// A page that every process made by spawn_process() unmaps before anything else; nullptr: none. Where it is watched by
+// userfaultfd, whoever reads that news knows what kind of copy it is.
+void set_calling_card(void* page);
 // True in a thread that is inside spawn_process (and in the new process's first thread): the runtime's own
 // pthread_atfork handlers ask this and then do nothing.
 bool spawning_in_this_thread();
@@ -102,7 +105,7 @@ struct Watched {
   short wanted = 1;
   short ready = 0;
 };
-void wait_for(std::span<Watched> watched);
+void wait_for(std::span<Watched> watched, int timeout_ms = -1);
 // Waits for a message; 0 or an errno (EPIPE: the other side is gone; ETIMEDOUT).
 int receive_message(int socket, void* bytes, std::size_t size, int timeout_ms, Message* out);
 // [child] Closes everything but `keep` and 1 and 2; 0 becomes /dev/null. `keep` holds numbers above 2.

@@ -69,10 +69,10 @@ void silence(int bell) {
   (void)!read(bell, &count, sizeof(count));
 }
 
-void wait_for(std::span<Watched> watched) {
+void wait_for(std::span<Watched> watched, int timeout_ms) {
   static_assert(sizeof(Watched) == sizeof(pollfd) && offsetof(Watched, ready) == offsetof(pollfd, revents));
   static_assert(POLLIN == 1);
-  while (poll(reinterpret_cast<pollfd*>(watched.data()), watched.size(), -1) < 0 && errno == EINTR) {
+  while (poll(reinterpret_cast<pollfd*>(watched.data()), watched.size(), timeout_ms) < 0 && errno == EINTR) {
   }
 }
 

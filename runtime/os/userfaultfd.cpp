@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "runtime/os/userfaultfd_abi.hpp"
@@ -26,6 +28,7 @@ constexpr std::uint64_t kFeatureWpAsync = 1u << 15;  // never asked for; its pre
 constexpr std::uint64_t kFeatureMove = 1u << 16;
 constexpr std::uint64_t kFeatureEventFork = 1u << 1;
 constexpr std::uint64_t kFeatureEventRemap = 1u << 2;
+constexpr std::uint64_t kFeatureEventUnmap = 1u << 6;
 constexpr std::uint64_t kWanted = kFeatureWriteProtect | kFeatureMissingShmem | kFeatureThreadId | kFeatureMinorShmem |
                                   kFeatureWpHugetlbfsShmem | kFeaturePoison | kFeatureMove;
 
@@ -64,15 +67,21 @@ Progress progress_of(int result, std::int64_t field) {
   return {0, error};
 }
 
+// One at a time takes news from the kernel and tells it.
+template <typename Mutex>
 class Reading {
  public:
-  explicit Reading(std::atomic<std::uint32_t>& readers) : readers_(readers) { readers_.fetch_add(1); }
+  Reading(Mutex& mutex, std::atomic<std::uint32_t>& rounds) : lock_(mutex), rounds_(rounds) { rounds_.fetch_add(1); }
   Reading(const Reading&) = delete;
   Reading& operator=(const Reading&) = delete;
-  ~Reading() { readers_.fetch_sub(1); }
+  ~Reading() {
+    rounds_.fetch_add(1);
+    rounds_.notify_all();
+  }
 
  private:
-  std::atomic<std::uint32_t>& readers_;
+  std::scoped_lock<Mutex> lock_;
+  std::atomic<std::uint32_t>& rounds_;
 };
 
 }  // namespace
@@ -96,8 +105,7 @@ Userfaultfd::Userfaultfd(Userfaultfd&& other) noexcept
       pagemap_(std::exchange(other.pagemap_, -1)),
       features_(other.features_),
       rung_(other.rung_),
-      moved_(other.moved_),
-      moved_context_(other.moved_context_),
+      listener_(other.listener_),
       forked_(other.forked_),
       forked_context_(other.forked_context_) {}
 
@@ -108,8 +116,7 @@ Userfaultfd& Userfaultfd::operator=(Userfaultfd&& other) noexcept {
     pagemap_ = std::exchange(other.pagemap_, -1);
     features_ = other.features_;
     rung_ = other.rung_;
-    moved_ = other.moved_;
-    moved_context_ = other.moved_context_;
+    listener_ = other.listener_;
     forked_ = other.forked_;
     forked_context_ = other.forked_context_;
   }
@@ -159,7 +166,7 @@ Result<Userfaultfd> Userfaultfd::open(Rung rung, unsigned wishes) {
       return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd can't signal faults (4.14)");
     wanted |= kFeatureSigbus;
   }
-  if ((wishes & kFollowMoves) != 0) wanted |= kFeatureEventRemap;
+  if ((wishes & kFollowMap) != 0) wanted |= kFeatureEventRemap | kFeatureEventUnmap;
   if ((wishes & kMarkAbsent) != 0) wanted |= kFeatureWpUnpopulated;
   const bool asks_for_forks = (wishes & kFollowForks) != 0 && rung != Rung::Signal;
   if (asks_for_forks) wanted |= kFeatureEventFork;
@@ -213,11 +220,13 @@ int Userfaultfd::unregister_range(ByteRange pages) const {
 // (the memory map was changing, or the kernel held the page for a moment). A piece that reaches from one of the
 // program's mappings into the next is refused as a whole, as if there were no memory at all: then smaller pieces are
 // tried, and only what is said about a single page is believed.
-template <typename Step>
-Progress Userfaultfd::repeat(std::uint64_t bytes, Step&& step) const {
+// stale(done): has something been told of the pages that are left?
+template <typename Stale, typename Step>
+Progress Userfaultfd::repeat(std::uint64_t bytes, Stale&& stale, Step&& step) const {
   constexpr int kMostRetries = 200;
   Progress total;
   int retries = 0;
+  int tries = 0;
   std::uint64_t piece = bytes;
   while (total.done < bytes) {
     piece = std::min(piece, bytes - total.done);
@@ -228,16 +237,24 @@ Progress Userfaultfd::repeat(std::uint64_t bytes, Step&& step) const {
       continue;
     }
     if (part.done > 0) continue;  // what stopped it is met again
-    if (part.error == EAGAIN && ++retries < kMostRetries) {
-      if (retries % kReadEvery == 0) read_on();
-      continue;
+    // While the memory map is changing that is all the kernel says, however long it takes.
+    if (part.error == EAGAIN && (!all_told() || ++retries < kMostRetries)) {
+      if (++tries % kReadEvery == 0) {
+        read_on();
+        std::this_thread::yield();
+      }
+      if (!stale(total.done)) continue;
+      total.error = ESTALE;
+      return total;
     }
     const bool may_be_a_border = part.error == ENOENT || part.error == EINVAL;
     if (may_be_a_border && piece > kPageBytes) {
       piece = (piece / 2 + kPageBytes - 1) & ~(kPageBytes - 1);
       continue;
     }
-    total.error = part.error;
+    // What was told while the call was made counts as if it had been told before.
+    let_tell();
+    total.error = stale(total.done) ? ESTALE : part.error;
     return total;
   }
   return total;
@@ -262,7 +279,10 @@ std::uint64_t Userfaultfd::moved_in_silence(VirtAddr to, VirtAddr from, std::uin
 }
 
 Progress Userfaultfd::move(VirtAddr to, VirtAddr from, std::uint64_t bytes, bool wake) const {
-  return repeat(bytes, [&](std::uint64_t offset, std::uint64_t length) {
+  const auto stale = [&](std::uint64_t done) {
+    return is_stale({to + done, to + bytes}) || is_stale({from + done, from + bytes});
+  };
+  return repeat(bytes, stale, [&](std::uint64_t offset, std::uint64_t length) {
     MoveArgs args{to.value + offset, from.value + offset, length, wake ? 0 : kMoveDontWake, 0};
     const int result = ioctl(fd_, kMoveRequest, &args);
     Progress progress = progress_of(result, args.moved);
@@ -276,7 +296,8 @@ Progress Userfaultfd::move(VirtAddr to, VirtAddr from, std::uint64_t bytes, bool
 }
 
 Progress Userfaultfd::copy(VirtAddr to, const void* from, std::uint64_t bytes, bool write_protected) const {
-  return repeat(bytes, [&](std::uint64_t offset, std::uint64_t length) {
+  const auto stale = [&](std::uint64_t done) { return is_stale({to + done, to + bytes}); };
+  return repeat(bytes, stale, [&](std::uint64_t offset, std::uint64_t length) {
     struct uffdio_copy args {};
     args.dst = to.value + offset;
     args.src = reinterpret_cast<std::uint64_t>(from) + offset;
@@ -288,7 +309,8 @@ Progress Userfaultfd::copy(VirtAddr to, const void* from, std::uint64_t bytes, b
 }
 
 Progress Userfaultfd::zero(VirtAddr to, std::uint64_t bytes) const {
-  return repeat(bytes, [&](std::uint64_t offset, std::uint64_t length) {
+  const auto stale = [&](std::uint64_t done) { return is_stale({to + done, to + bytes}); };
+  return repeat(bytes, stale, [&](std::uint64_t offset, std::uint64_t length) {
     struct uffdio_zeropage args {};
     args.range = {to.value + offset, length};
     const int result = ioctl(fd_, UFFDIO_ZEROPAGE, &args);
@@ -297,7 +319,8 @@ Progress Userfaultfd::zero(VirtAddr to, std::uint64_t bytes) const {
 }
 
 Progress Userfaultfd::map_existing(ByteRange pages, bool write_protected) const {
-  return repeat(pages.bytes(), [&](std::uint64_t offset, std::uint64_t length) {
+  const auto stale = [&](std::uint64_t done) { return is_stale({pages.begin + done, pages.end}); };
+  return repeat(pages.bytes(), stale, [&](std::uint64_t offset, std::uint64_t length) {
     struct uffdio_continue args {};
     args.range = {pages.begin.value + offset, length};
     args.mode = write_protected ? kContinueWriteProtected : 0;
@@ -307,7 +330,8 @@ Progress Userfaultfd::map_existing(ByteRange pages, bool write_protected) const 
 }
 
 Progress Userfaultfd::poison(ByteRange pages) const {
-  return repeat(pages.bytes(), [&](std::uint64_t offset, std::uint64_t length) {
+  const auto stale = [&](std::uint64_t done) { return is_stale({pages.begin + done, pages.end}); };
+  return repeat(pages.bytes(), stale, [&](std::uint64_t offset, std::uint64_t length) {
     PoisonArgs args{};
     args.range = {pages.begin.value + offset, length};
     const int result = ioctl(fd_, kPoisonRequest, &args);
@@ -324,6 +348,7 @@ int Userfaultfd::write_protect(ByteRange pages, bool on, Wake wake) const {
     if (ioctl(fd_, UFFDIO_WRITEPROTECT, &args) == 0) return 0;
     if (errno != EAGAIN) return errno;
     if (tries % kReadEvery == 0) read_on();
+    if (is_stale(pages)) return ESTALE;
   }
 }
 
@@ -355,7 +380,7 @@ std::size_t Userfaultfd::read(std::span<UffdFault> faults) const {
   constexpr std::size_t kBatch = 32;
   struct uffd_msg messages[kBatch];
   const std::size_t wanted = faults.size() < kBatch ? faults.size() : kBatch;
-  const Reading reading(readers_);
+  const Reading reading(news_mutex_, rounds_);
   const long bytes = read_message(messages, wanted * sizeof(messages[0]));
   if (bytes <= 0) return 0;
   std::size_t stored = 0;
@@ -375,11 +400,6 @@ std::size_t Userfaultfd::read(std::span<UffdFault> faults) const {
   return stored;
 }
 
-void Userfaultfd::listen(void (*moved)(void* context, const UffdMove& move), void* context) {
-  moved_ = moved;
-  moved_context_ = context;
-}
-
 void Userfaultfd::listen_to_forks(void (*forked)(void* context, int fd), void* context) {
   forked_ = forked;
   forked_context_ = context;
@@ -395,23 +415,63 @@ void Userfaultfd::tell(const void* raw) const {
       ::close(fd);
     return;
   }
-  if (message.event != UFFD_EVENT_REMAP || moved_ == nullptr) return;
+  if (message.event == UFFD_EVENT_UNMAP && listener_.unmapped != nullptr) {
+    const ByteRange pages{VirtAddr{std::uint64_t{message.arg.remove.start}},
+                          VirtAddr{std::uint64_t{message.arg.remove.end}}};
+    if (!is_own(pages)) listener_.unmapped(listener_.context, pages);
+  }
+  if (message.event != UFFD_EVENT_REMAP || listener_.moved == nullptr) return;
   const auto& move = message.arg.remap;
-  moved_(moved_context_, {VirtAddr{std::uint64_t{move.from}}, VirtAddr{std::uint64_t{move.to}}, move.len});
+  listener_.moved(listener_.context, {VirtAddr{std::uint64_t{move.from}}, VirtAddr{std::uint64_t{move.to}}, move.len});
+}
+
+void Userfaultfd::begin_replacing(ByteRange pages) const {
+  for (;;) {
+    for (Own& own : replaced_) {
+      std::uint64_t none = 0;
+      if (own.end.load() != 0 || !own.begin.compare_exchange_strong(none, pages.begin.value)) continue;
+      own.end.store(pages.end.value);
+      return;
+    }
+    std::this_thread::yield();
+  }
+}
+
+void Userfaultfd::end_replacing(ByteRange pages) const {
+  // The system call may return before the news of it is told.
+  let_tell();
+  for (Own& own : replaced_) {
+    if (own.begin.load() != pages.begin.value) continue;
+    own.end.store(0);
+    own.begin.store(0);
+    return;
+  }
+}
+
+// Of what begin_replacing() has announced. Each time is one piece of news at most.
+bool Userfaultfd::is_own(ByteRange unmapped) const {
+  return std::ranges::any_of(replaced_, [&](Own& own) {
+    std::uint64_t end = unmapped.end.value;
+    return own.begin.load() == unmapped.begin.value && own.end.compare_exchange_strong(end, 0);
+  });
 }
 
 bool Userfaultfd::all_told() const {
   // The kernel looks whether the map is changing before it looks at the (empty) range.
   struct uffdio_writeprotect nothing {};
   const bool changing = ioctl(fd_, UFFDIO_WRITEPROTECT, &nothing) != 0 && errno == EAGAIN;
-  return !changing && readers_.load() == 0;
+  return !changing && rounds_.load() % 2 == 0;
+}
+
+void Userfaultfd::let_tell() const {
+  if (const std::uint32_t round = rounds_.load(); round % 2 != 0) rounds_.wait(round);
 }
 
 // The memory map may be changing until somebody reads of it, and all who would read may be waiting for that. Faults
 // come out first: who faulted sleeps until the news is read, or nothing is left to read, and then tries again.
 void Userfaultfd::read_on() const {
-  if (moved_ == nullptr && forked_ == nullptr) return;
-  const Reading reading(readers_);
+  if (listener_.moved == nullptr && forked_ == nullptr) return;
+  const Reading reading(news_mutex_, rounds_);
   std::uint64_t asleep[64];
   std::size_t count = 0;
   struct uffd_msg message {};

@@ -3,11 +3,13 @@
 // descriptor (ours never are) and take no lock of ours.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 
+#include "runtime/base/lock.hpp"
 #include "runtime/base/status.hpp"
 #include "runtime/base/types.hpp"
 
@@ -31,10 +33,22 @@ struct UffdMove {
   std::uint64_t bytes = 0;
 };
 
+// Who wants to know what the program does to the map of watched memory.
+struct MapListener {
+  // Memory was moved; it is watched where it is now.
+  void (*moved)(void* context, const UffdMove& move) = nullptr;
+  // Memory was unmapped, or something else was mapped over it. The addresses may be in use again.
+  void (*unmapped)(void* context, ByteRange pages) = nullptr;
+  // Was something told of these pages that is not dealt with yet?
+  bool (*concerns)(void* context, ByteRange pages) = nullptr;
+  void* context = nullptr;
+};
+
 // What only some users of a descriptor want.
 enum Wish : unsigned {
-  kFollowMoves = 1,  // watched memory that the program moves stays watched, and somebody has to listen()
-  kMarkAbsent = 2,   // write_protect() marks absent pages of private memory too: pagemap shows those as swapped (6.4)
+  // Watched memory that the program moves stays watched, its unmapping is news, and somebody has to listen().
+  kFollowMap = 1,
+  kMarkAbsent = 2,  // write_protect() marks absent pages of private memory too: pagemap shows those as swapped (6.4)
   // A child made by fork() finds watched memory watched, by a descriptor of its own that this process gets, and
   // somebody has to listen_to_forks(). Where it is not allowed (CAP_SYS_PTRACE) the wish is forgotten.
   kFollowForks = 4,
@@ -111,10 +125,11 @@ class Userfaultfd {
   // How many faults were stored; 0 when none are pending.
   std::size_t read(std::span<UffdFault> faults) const;
 
-  // From now on `moved` is told of memory that the program moved, watched as it was. It may be called by any call here,
-  // under whatever locks the caller has, and must not wait. The program's thread goes on when it has been told; until
-  // then the kernel answers EAGAIN to changes of pages.
-  void listen(void (*moved)(void* context, const UffdMove& move), void* context);
+  // From now on `listener` is told of memory that the program moved or unmapped, in the order in which it happened, and
+  // before any fault that came after it is read. It may be called by any call here, under whatever locks the caller
+  // has, and must not wait. The program's thread goes on when it has been told; until then the kernel answers EAGAIN to
+  // changes of pages. A call that meets that answer fails with ESTALE if what was told concerns its pages.
+  void listen(const MapListener& listener) { listener_ = listener; }
   // The same for forks: `forked` owns the new process's descriptor, whose news and faults wait to be read. The thread
   // that forks goes on when it has been told.
   void listen_to_forks(void (*forked)(void* context, int fd), void* context);
@@ -122,13 +137,24 @@ class Userfaultfd {
   void renew_spare() const;
   // Reads on for those who listen. Faults that come out with it are taken again.
   void read_on() const;
-  // True: of every move and fork that has happened so far, whoever listens has been told.
+  // True: of every change and fork that has happened so far, whoever listens has been told.
   bool all_told() const;
+  // Any thread, takes no lock: on return those whose news had been taken from the kernel have been told it.
+  void let_tell() const;
+
+  // The caller maps something else over watched pages: that is no news. The kernel wants it read all the same, so
+  // somebody has to go on reading until it is over.
+  void begin_replacing(ByteRange pages) const;
+  void end_replacing(ByteRange pages) const;
 
  private:
-  template <typename Step>
-  Progress repeat(std::uint64_t bytes, Step&& step) const;
+  template <typename Stale, typename Step>
+  Progress repeat(std::uint64_t bytes, Stale&& stale, Step&& step) const;
+  bool is_stale(ByteRange pages) const {
+    return listener_.concerns != nullptr && listener_.concerns(listener_.context, pages);
+  }
   void tell(const void* message) const;
+  bool is_own(ByteRange unmapped) const;
   long read_message(void* messages, std::size_t bytes) const;
 
   std::uint64_t moved_in_silence(VirtAddr to, VirtAddr from, std::uint64_t bytes) const;
@@ -137,11 +163,18 @@ class Userfaultfd {
   int pagemap_ = -1;  // of the process that moves
   UffdFeatures features_;
   Rung rung_ = Rung::Any;
-  void (*moved_)(void* context, const UffdMove& move) = nullptr;
-  void* moved_context_ = nullptr;
+  MapListener listener_;
   void (*forked_)(void* context, int fd) = nullptr;
   void* forked_context_ = nullptr;
-  mutable std::atomic<std::uint32_t> readers_{0};  // between taking news from the kernel and telling it
+  // News is told in the order in which it is taken from the kernel.
+  mutable RankedMutex<LockRank::News> news_mutex_;
+  mutable std::atomic<std::uint32_t> rounds_{0};  // odd: between taking news from the kernel and telling it
+  // Pages that are being replaced by ourselves.
+  struct Own {
+    std::atomic<std::uint64_t> begin{0};
+    std::atomic<std::uint64_t> end{0};
+  };
+  mutable std::array<Own, 64> replaced_;
   mutable std::atomic<int> spare_{-1};
 };
 

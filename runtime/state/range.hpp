@@ -42,6 +42,7 @@ struct Range {
   RankedMutex<LockRank::Arm> arm_mutex;
   bool armed = false;                      // guarded by arm_mutex
   bool had_neighbours = false;             // on an edge page, at some time; guarded by the address space's lock
+  bool copies_known = false;               // guarded by the copy shield's lock: what the program keeps from children
   std::uint32_t departures = 0;            // guarded by arm_mutex: operations that need it armed right now
   std::atomic<std::int64_t> pages_out{0};  // pages of it in state shared, device, exclusive
 

@@ -15,7 +15,11 @@ struct Permissions {
 // Before Linux 6.11 only holes are known: the rest counts as readable and writable.
 Permissions permissions_of(Context& context, const Segment& segment);
 
-// May a device access this registered memory? Errors: FAULT (not mapped, or not readable), PERMISSION (not writable).
+// Pages that the program has made guard pages, on kernels that tell. They are mapped as before, and can't be touched.
+PageMask guards_of(Context& context, const Segment& segment);
+
+// May a device access this registered memory? Errors: FAULT (not mapped, not readable, or a guard page), PERMISSION
+// (not writable).
 Status check_access(Context& context, ByteRange bytes, bool write);
 
 }  // namespace uhmm::engine

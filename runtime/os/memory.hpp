@@ -44,6 +44,9 @@ class ProcessMemory {
   Result<PageMask> backed(VirtAddr block, PageRun run) const;
   // Which of them raise SIGBUS when they are touched. Of memory that nobody watches.
   Result<PageMask> poisoned(VirtAddr block, PageRun run) const;
+  // Which of them the program has made guard pages (MADV_GUARD_INSTALL): they look as if they were swapped out, and
+  // can't be touched. None where the kernel can't tell (before 6.15).
+  Result<PageMask> guarded(VirtAddr block, PageRun run) const;
   // Is the block one huge page of the program?
   bool is_huge(VirtAddr block) const;
   // Copy bytes out of managed memory. Absent pages end the copy instead of faulting: returns how many bytes were read.

@@ -27,6 +27,7 @@ __attribute__((constructor)) static void resolve() {
   (void)munmap(nullptr, 0);
   (void)mremap(nullptr, 0, 0, 0, nullptr);
   (void)mprotect(nullptr, 0, 0);
+  (void)pkey_mprotect(nullptr, 0, 0, -1);
   (void)madvise(nullptr, 0, 0);
   (void)process_vm_readv(0, nullptr, 0, nullptr, 0);
   (void)process_vm_writev(0, nullptr, 0, nullptr, 0);
@@ -65,6 +66,11 @@ void* mremap(void* address, std::size_t length, std::size_t new_length, int flag
 int mprotect(void* address, std::size_t length, int protection) {
   static auto* const next = find<int(void*, std::size_t, int)>("mprotect");
   return next(address, length, protection);
+}
+
+int pkey_mprotect(void* address, std::size_t length, int protection, int key) {
+  static auto* const next = find<int(void*, std::size_t, int, int)>("pkey_mprotect");
+  return next(address, length, protection, key);
 }
 
 int madvise(void* address, std::size_t length, int advice) {

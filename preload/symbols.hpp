@@ -75,6 +75,7 @@
   X(munmap)                            \
   X(mremap)                            \
   X(mprotect)                          \
+  X(pkey_mprotect)                     \
   X(madvise)
 
 // libuhmm_malloc.so (malloc.map), with the list before: what would take the runtime's descriptors away or end the

@@ -380,6 +380,13 @@ int make_anonymous(const ProcessMemory& process, const Mapping& mapping, ByteRan
   return error;
 }
 
+const std::byte* map_file(int fd, std::uint64_t offset, std::size_t bytes) {
+  void* view = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, fd, static_cast<off_t>(offset));
+  if (view == MAP_FAILED) return nullptr;
+  (void)madvise(view, bytes, MADV_DONTFORK);
+  return static_cast<const std::byte*>(view);
+}
+
 std::uint32_t count_threads() {
   // Field 20 of the line; the second is a name in parentheses that may contain anything.
   char line[1024] = {};

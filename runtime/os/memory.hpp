@@ -102,6 +102,8 @@ int map_zeros(ByteRange pages);
 // Put private anonymous memory with the same contents and protection in place of a private file mapping's pages. A
 // write to them meanwhile would be lost: nobody else may run. 0 or an errno.
 int make_anonymous(const ProcessMemory& process, const Mapping& mapping, ByteRange pages);
+// Bytes of a file, to be read; not inherited by fork(). nullptr on failure.
+const std::byte* map_file(int fd, std::uint64_t offset, std::size_t bytes);
 // Threads of this process.
 std::uint32_t count_threads();
 

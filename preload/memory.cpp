@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "preload/dmirror/dmirror.hpp"
+#include "preload/kernel_access.hpp"
 #include "preload/managed.hpp"
 #include "preload/next.hpp"
 #include "preload/real.hpp"
@@ -133,8 +134,21 @@ int protect(void* address, std::size_t length, Call&& call) {
   return result;
 }
 
+// Calls that touch each page: what the kernel would stumble over comes home first. Devices may take it again meanwhile,
+// so a failure is worth more than one try.
+template <typename Call>
+int filled(const void* address, std::size_t length, Call&& call) {
+  constexpr int kMostTries = 10;
+  for (int tries = 1;; ++tries) {
+    const bool helped = make_ready({{address, length, true}});
+    const int result = call();
+    if (result == 0 || !helped || tries == kMostTries || (errno != ENOMEM && errno != EFAULT)) return result;
+  }
+}
+
 // What advice means for memory that is managed.
 enum class Advice {
+  Fills,    // each page is touched
   Plain,    // the kernel sees to it wherever the pages are
   Mapping,  // is about the mapping, not about its pages
   Drops,    // private contents end
@@ -144,6 +158,8 @@ enum class Advice {
 };
 Advice meaning_of(int advice) {
   // Numbers that older headers have no names for.
+  constexpr int kFillsToRead = 22;
+  constexpr int kFillsToWrite = 23;
   constexpr int kDropsLocked = 24;
   constexpr int kCollapses = 25;
   constexpr int kGuards = 102;
@@ -154,6 +170,8 @@ Advice meaning_of(int advice) {
     case MADV_FREE: return Advice::DropsLazily;
     case MADV_REMOVE: return Advice::Removes;
     case kGuards: return Advice::Guards;
+    case kFillsToRead:
+    case kFillsToWrite: return Advice::Fills;
     case kGuardsNoMore:
     case kCollapses:
     case MADV_DONTFORK:
@@ -207,7 +225,8 @@ int refusal(int advice, const Parts& parts) {
 int advise(void* address, std::size_t length, int advice) {
   const Advice meaning = meaning_of(advice);
   const bool drops = meaning == Advice::Drops || meaning == Advice::DropsLazily || meaning == Advice::Guards;
-  const Parts parts = meaning == Advice::Plain ? Parts{} : parts_of(address, length);
+  const bool plain = meaning == Advice::Plain || meaning == Advice::Fills;
+  const Parts parts = plain ? Parts{} : parts_of(address, length);
   if (const int error = refusal(advice, parts); error != 0) {
     errno = error;
     return -1;
@@ -215,8 +234,10 @@ int advise(void* address, std::size_t length, int advice) {
   // In a forked child that is served from devices: what is dropped reads as zeros, not as what it was at the fork.
   if (drops && by_program()) engine::give_up_inheritance(pages_of(address, length));
   if (meaning != Advice::Drops && meaning != Advice::DropsLazily) bring_mappings_home(parts);
-  int result =
-      meaning == Advice::Guards ? guard(address, length, advice, parts) : real::madvise(address, length, advice);
+  const auto call = [&] { return real::madvise(address, length, advice); };
+  int result = meaning == Advice::Guards  ? guard(address, length, advice, parts)
+               : meaning == Advice::Fills ? filled(address, length, call)
+                                          : call();
   // Where a coherent device's memory is mapped in place, only this can be done; pages that are free may go at once.
   if (meaning == Advice::DropsLazily && result != 0 && errno == EINVAL && any_private(parts))
     result = real::madvise(address, length, MADV_DONTNEED);
@@ -309,4 +330,13 @@ UHMM_INTERPOSE int pkey_mprotect(void* address, size_t length, int protection, i
 
 UHMM_INTERPOSE int madvise(void* address, size_t length, int advice) {
   return without_exceptions([&] { return advise(address, length, advice); }, -1);
+}
+
+UHMM_INTERPOSE int mlock(const void* address, size_t length) noexcept {
+  return filled(address, length, [&] { return real::mlock(address, length); });
+}
+
+UHMM_INTERPOSE int mlock2(const void* address, size_t length, unsigned flags) noexcept {
+  const auto call = [&] { return real::mlock2(address, length, flags); };
+  return (flags & MLOCK_ONFAULT) != 0 ? call() : filled(address, length, call);
 }

@@ -76,7 +76,9 @@
   X(mremap)                            \
   X(mprotect)                          \
   X(pkey_mprotect)                     \
-  X(madvise)
+  X(madvise)                           \
+  X(mlock)                             \
+  X(mlock2)
 
 // libuhmm_malloc.so (malloc.map), with the list before: what would take the runtime's descriptors away or end the
 // process.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Run by `uhmm run --dmirror`, with the name of the mode: move, copy (UHMM_NO_MOVE) or coherent (UHMM_SOFT_KIND). More
-// words name kinds, states and operations: then only cells that fit. UHMM_MATRIX_TRACE=1 names each cell ahead of it.
+// Run by `uhmm run --dmirror`, with the name of the mode: move, copy (UHMM_NO_MOVE), coherent (UHMM_SOFT_KIND) or
+// user-mode (UHMM_FAULTS). More words name kinds, states and operations: then only cells that fit. UHMM_MATRIX_TRACE=1
+// names each cell ahead of it.
 #include "tests/preload/map_matrix.hpp"
 
 #include <fcntl.h>
@@ -17,7 +18,6 @@
 namespace uhmm::matrix {
 
 namespace {
-std::string cell;
 std::vector<std::string> failures_of_cell;
 }  // namespace
 
@@ -184,6 +184,8 @@ int run_all() {
   Count count;
   met.resize(known_exceptions().size());
   for (int kind = 0; kind < static_cast<int>(Kind::kCount); ++kind) {
+    // Where the kernel's faults are not served it can't put a signal's frame on a stack that is away.
+    if (strcmp(mode, "user-mode") == 0 && Kind{kind} == Kind::Stack) continue;
     for (const std::vector<Operation>* operations : {&mapping_operations(), &advice_operations()}) {
       for (const Operation& operation : *operations) {
         if (is_part(Kind{kind}) && !operation.of_parts) continue;
@@ -196,7 +198,9 @@ int run_all() {
     }
   }
   failures_of_cell.clear();
-  const bool reserved = check_hugetlb();
+  // Once is enough: what is reserved is the whole machine's.
+  const char* hugetlb = "is another mode's";
+  if (strcmp(mode, "move") == 0) hugetlb = check_hugetlb() ? "is refused" : "skipped: no page is reserved";
   for (const std::string& what : failures_of_cell) fprintf(stderr, "%s\n", what.c_str());
   count.failed += static_cast<unsigned>(failures_of_cell.size());
   // One that is not met any more is not an exception.
@@ -209,7 +213,7 @@ int run_all() {
   }
   if (uhmm_shutdown() != UHMM_OK) ++count.failed;
   printf("%s: %u cells, %u of them known exceptions, %u wrong; hugetlb %s\n", mode, count.cells, count.exceptions,
-         count.failed, reserved ? "is refused" : "skipped: no page is reserved");
+         count.failed, hugetlb);
   return count.failed == 0 ? 0 : 1;
 }
 

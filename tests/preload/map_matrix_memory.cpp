@@ -229,7 +229,7 @@ Run::~Run() {
 // Each fifth page one of these; the last one is never touched by anybody.
 constexpr std::array kTurns{State::Device, State::Shared, State::Home, State::Exclusive, State::Home};
 // Some of each is enough of a huge page: each single one of them is a call.
-constexpr std::size_t kMostTurns = 64;
+constexpr std::size_t kMostTurns = 20;
 
 // Has it no contents at all? Files have some, and a huge page comes whole.
 bool Run::is_untouched(std::size_t page) const {
@@ -244,8 +244,8 @@ void Run::set_up() {
     for (std::size_t i = page * kPage; i < (page + 1) * kPage; ++i) data()[i] = value(i);
   }
   if (managed_) put_pages();
-  // One byte of each page is the device's, if there is one; it may be where only a device can write.
-  for (std::size_t page = 0; page < pages(); ++page) {
+  // One byte of the first pages is the device's, if there is one; it may be where only a device can write.
+  for (std::size_t page = 0; page < std::min(pages(), kMostTurns); ++page) {
     if (state_ == State::Mixed && page % kTurns.size() != 0) continue;
     const std::byte mark{0xa5};
     if (managed_ && (state_ == State::Device || state_ == State::Mixed))

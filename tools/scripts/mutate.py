@@ -32,7 +32,8 @@ def copy_tree():
 PROGRAMS = {
     "memory_calls": {},
     "system_calls": {"user-mode": ["UHMM_FAULTS=user-mode"], "signal": ["UHMM_FAULTS=signal"]},
-    "map_matrix": {"copy": ["UHMM_NO_MOVE=1"], "coherent": ["UHMM_SOFT_KIND=coherent"]},
+    "map_matrix": {"copy": ["UHMM_NO_MOVE=1"], "coherent": ["UHMM_SOFT_KIND=coherent"],
+                   "user-mode": ["UHMM_FAULTS=user-mode"]},
 }
 
 

@@ -255,8 +255,18 @@ int advise(void* address, std::size_t length, int advice) {
 // What the preloaded library has registered is registered again when it is needed, or as any new mapping.
 Parts by_program_itself(const Parts& parts) {
   Parts own;
-  for (const RegisteredPart& part : parts)
-    if (managed_parts(part.pages).empty()) own.push_back(part);
+  for (const RegisteredPart& part : parts) {
+    ByteRange left = part.bytes;
+    const auto add_until = [&](VirtAddr end) {
+      const ByteRange bytes = left.intersect({left.begin, end});
+      if (!bytes.empty()) own.push_back({bytes, bytes.to_pages(), part.shared});
+    };
+    for (const ByteRange& managed : managed_parts(part.pages)) {
+      add_until(managed.begin);
+      left.begin = std::max(left.begin, std::min(managed.end, left.end));
+    }
+    add_until(left.end);
+  }
   return own;
 }
 
@@ -265,12 +275,15 @@ void* remap(void* address, std::size_t length, std::size_t new_length, int flags
   const Parts moved = parts_of(address, length != 0 ? length : new_length);
   const Parts replaced = (flags & MREMAP_FIXED) != 0 ? parts_of(new_address, new_length) : Parts{};
   if (moved.empty() && replaced.empty()) return real::mremap(address, length, new_length, flags, new_address);
+  const bool managed = !managed_parts(old_pages).empty();
   const Parts own = by_program_itself(moved);
   const Parts own_replaced = by_program_itself(replaced);
   // By way of system memory: contents follow the move, and a call that the kernel refuses has lost nothing.
   for (const Parts* parts : {&moved, &replaced}) {
     for (const RegisteredPart& part : *parts) {
       if (unregister(part)) continue;
+      register_again(own, old_pages.begin, old_pages);
+      register_again(own_replaced, VirtAddr{new_address}, pages_of(new_address, new_length));
       errno = ENOMEM;
       return MAP_FAILED;
     }
@@ -282,7 +295,7 @@ void* remap(void* address, std::size_t length, std::size_t new_length, int flags
   if (now == MAP_FAILED || (flags & kStays) != 0 || length == 0) register_again(own, old_pages.begin, old_pages);
   if (now == MAP_FAILED) register_again(own_replaced, VirtAddr{new_address}, pages_of(new_address, new_length));
   if (now != MAP_FAILED && length != 0) register_again(own, old_pages.begin, pages_of(now, new_length));
-  if (!moved.empty() && own.size() != moved.size() && mappings_managed())
+  if (managed && mappings_managed())
     now != MAP_FAILED ? manage_fresh(now, new_length, MAP_PRIVATE | MAP_ANONYMOUS)
                       : manage_fresh(address, length, MAP_PRIVATE | MAP_ANONYMOUS);
   errno = error;

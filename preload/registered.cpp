@@ -38,6 +38,20 @@ int protection_of(const os::Mapping& mapping) {
 
 void bring_home(ByteRange bytes) { (void)uhmm_migrate(bytes.begin.pointer(), bytes.bytes(), UHMM_CPU, nullptr); }
 
+// As few as possible: a page that two of them share is registered as a whole then.
+Parts join(const Parts& parts) {
+  Parts joined;
+  for (const RegisteredPart& part : parts) {
+    if (!joined.empty() && joined.back().bytes.end == part.bytes.begin && joined.back().shared == part.shared) {
+      joined.back().bytes.end = part.bytes.end;
+      joined.back().pages.end = part.pages.end;
+    } else {
+      joined.push_back(part);
+    }
+  }
+  return joined;
+}
+
 // On the program's own thread: the memory may be away again at any moment.
 void read_files_again(const RegisteredPart& part) {
   for (VirtAddr at = part.pages.begin; at < part.pages.end;) {
@@ -64,12 +78,7 @@ Parts registered_parts(ByteRange pages) {
     for (std::size_t i = 0; i < count; ++i) {
       const ByteRange bytes = some[i].bytes.intersect(pages);
       left.begin = bytes.end;
-      if (!parts.empty() && parts.back().bytes.end == bytes.begin && parts.back().shared == some[i].shared) {
-        parts.back().bytes.end = bytes.end;
-        parts.back().pages.end = bytes.end.page_ceil();
-      } else {
-        parts.push_back({bytes, bytes.to_pages(), some[i].shared});
-      }
+      parts.push_back({bytes, bytes.to_pages(), some[i].shared});
     }
     if (count < kAtOnce) break;
   }
@@ -126,7 +135,7 @@ void drop_edges(const Parts& parts, int advice) {
     bring_home(bytes);
     (void)real::madvise(bytes.begin.page_floor().pointer(), kPageBytes, advice);
   };
-  for (const RegisteredPart& part : parts) {
+  for (const RegisteredPart& part : join(parts)) {
     if (part.bytes.begin != part.pages.begin)
       drop({part.bytes.begin, std::min(part.bytes.begin.page_ceil(), part.bytes.end)});
     if (part.bytes.end != part.pages.end)
@@ -135,7 +144,7 @@ void drop_edges(const Parts& parts, int advice) {
 }
 
 void discard(const Parts& parts, bool shared, bool renew) {
-  for (const RegisteredPart& part : parts) {
+  for (const RegisteredPart& part : join(parts)) {
     if (part.shared != shared) continue;
     (void)uhmm_discard(part.bytes.begin.pointer(), part.bytes.bytes());
     if (renew) read_files_again(part);

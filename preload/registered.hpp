@@ -14,7 +14,7 @@ struct RegisteredPart {
 };
 using Parts = Vector<RegisteredPart>;
 
-// Of `pages`, ascending. Takes no lock, and costs next to nothing where nothing is registered.
+// Of `pages`, ascending, one for each range. Takes no lock, and costs next to nothing where nothing is registered.
 Parts registered_parts(ByteRange pages);
 
 // What the program may do with its memory, to be put back.

@@ -32,9 +32,11 @@ const std::vector<Exception>& known_exceptions() {
   constexpr const char* kAnonymous = "a registered private file mapping is anonymous memory: it grows with zeros";
   constexpr const char* kLeaves = "a registered private file mapping is anonymous memory: moved, it leaves zeros";
   constexpr const char* kGuarded = "a registered private file mapping is anonymous memory: guards leave zeros";
-  static const auto mixed_private = [](Kind kind, State state) { return !is_shared(kind) && state == State::Mixed; };
+  static const auto in_pieces = [](Kind kind, State state) {
+    return kind == Kind::Ragged || (!is_shared(kind) && state == State::Mixed);
+  };
   constexpr const char* kPieces =
-      "single pages in place of a coherent device's memory come home as mappings of their own";
+      "what is in place of a coherent device's memory comes home in pieces, each a mapping of its own";
   constexpr const char* kInPlace = "in place of a coherent device's memory is a mapping without what was advised";
   static const std::vector<Exception> all{
       {nullptr, "mremap grow and move", "and more", private_file, kAnonymous},
@@ -42,9 +44,9 @@ const std::vector<Exception>& known_exceptions() {
       {nullptr, "mremap DONTUNMAP", "here", private_file, kLeaves},
       {nullptr, "GUARD", "again", private_file, kGuarded},
       {"coherent", nullptr, "flags", is_private, kInPlace},
-      {"coherent", "mremap grow and move", "in place", mixed_private, kPieces, true},
-      {"coherent", "mremap grow in place", "mremap", mixed_private, kPieces, true},
-      {"coherent", "mremap DONTUNMAP", "mremap", mixed_private, kPieces, true},
+      {"coherent", "mremap grow and move", "in place", in_pieces, kPieces, true},
+      {"coherent", "mremap grow in place", "mremap", in_pieces, kPieces, true},
+      {"coherent", "mremap DONTUNMAP", "mremap", in_pieces, kPieces, true},
       {"coherent", "DONTFORK", "a child after a journey", is_private, kInPlace},
       {"coherent", "WIPEONFORK", "a child after a journey", is_private, kInPlace},
   };

@@ -36,7 +36,7 @@ const char* name_of(Kind kind);
 constexpr bool is_shared(Kind kind) {
   return kind == Kind::SharedAnonymous || kind == Kind::Memfd || kind == Kind::NamedShm;
 }
-// Registered from the middle of its first page to the middle of its last one.
+// Registered from the middle of its first page to the middle of its last one, as two ranges that meet inside a page.
 constexpr std::size_t ragged_by(Kind kind) { return kind == Kind::Ragged ? 100 : 0; }
 // Others see it by its name: devices work on it where it is.
 constexpr bool is_mirrored(Kind kind) { return kind == Kind::NamedShm; }

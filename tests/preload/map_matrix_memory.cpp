@@ -272,8 +272,11 @@ void Run::put_pages() {
   // Of a stack all of it is managed: also what this runs on.
   const bool stack = memory_.kind == Kind::Stack;
   const std::size_t ragged = ragged_by(memory_.kind);
-  const uhmm_status registered =
-      stack ? uhmm_register(memory_.whole, memory_.whole_bytes) : uhmm_register(data() + ragged, bytes() - 2 * ragged);
+  std::byte* const from = stack ? memory_.whole : data() + ragged;
+  const std::size_t all = stack ? memory_.whole_bytes : bytes() - 2 * ragged;
+  const std::size_t first = ragged != 0 ? all / 2 + 3 * ragged : all;
+  uhmm_status registered = uhmm_register(from, first);
+  if (registered == UHMM_OK && first != all) registered = uhmm_register(from + first, all - first);
   if (registered != UHMM_OK) {
     fail(std::string("registering ") + name_of(memory_.kind) + ": " + uhmm_error_detail());
     return;

@@ -337,7 +337,8 @@ void Run::poke(const char* what, std::byte* page, std::byte value_put) {
 }
 
 void Run::flags(const char* what, const std::byte* data) {
-  constexpr std::array kNames{"dc", "dd", "wf", "hg", "nh", "mg", "lo", "lf"};
+  // Not whether children get it: that is seen in children.
+  constexpr std::array kNames{"dd", "wf", "hg", "nh", "mg", "lo", "lf"};
   FILE* maps = fopen("/proc/self/smaps", "r");
   char line[512];
   bool here = false;

@@ -4,14 +4,18 @@
 #include <stdarg.h>
 #include <sys/mman.h>
 
-#include "preload/dmirror/dmirror.hpp"
-#include "preload/managed.hpp"
-#include "preload/real.hpp"
-#include "runtime/engine/fork_heir.hpp"
-#include "runtime/os/memory.hpp"
-#include "uhmm/uhmm.h"
+#include <algorithm>
 
-#define UHMM_INTERPOSE extern "C" __attribute__((visibility("default")))
+#include "preload/dmirror/dmirror.hpp"
+#include "preload/kernel_access.hpp"
+#include "preload/managed.hpp"
+#include "preload/next.hpp"
+#include "preload/real.hpp"
+#include "preload/registered.hpp"
+#include "runtime/api/registered.hpp"
+#include "runtime/engine/fork_heir.hpp"
+#include "runtime/engine/signal_faults.hpp"
+#include "uhmm/uhmm.h"
 
 namespace uhmm::preload {
 namespace {
@@ -26,11 +30,14 @@ ByteRange pages_of(void* address, std::size_t length) {
   return ByteRange{begin, begin + length}.to_pages();
 }
 
-Vector<ByteRange> parts_of(void* address, std::size_t length) {
-  if (!called_by_program()) return {};
+// Is it the program that calls, and not the runtime on one of its threads?
+bool by_program() { return called_by_program() && !engine::serving_signalled_fault(); }
+
+Parts parts_of(void* address, std::size_t length) {
+  if (!by_program()) return {};
   map_changes();
   const ByteRange pages = pages_of(address, length);
-  return pages.empty() ? Vector<ByteRange>{} : managed_parts(pages);
+  return pages.empty() ? Parts{} : registered_parts(pages);
 }
 
 // Is it over with the pages, one way or the other? A runtime that has ended, or that a fork has left behind, has none.
@@ -39,18 +46,29 @@ bool ended(uhmm_status status) {
          status == UHMM_ERR_FORKED;
 }
 
-// Contents of the parts are given up. False: the runtime could not.
-bool forget(const Vector<ByteRange>& parts) {
-  for (const ByteRange& part : parts) {
-    if (!ended(uhmm_forget(part.begin.pointer(), part.bytes()))) return false;
-    unmanage(part);
+// By way of system memory: contents stay.
+bool unregister(const RegisteredPart& part) {
+  if (!ended(uhmm_unregister_pages(part.pages.begin.pointer(), part.pages.bytes()))) return false;
+  unmanage(part.pages);
+  return true;
+}
+
+// The mappings are about to end. Contents of private memory are given up; others keep what they share. False: the
+// runtime could not.
+bool forget(const Parts& parts) {
+  for (const RegisteredPart& part : parts) {
+    if (part.shared) {
+      if (!unregister(part)) return false;
+      continue;
+    }
+    if (!ended(uhmm_forget(part.pages.begin.pointer(), part.pages.bytes()))) return false;
+    unmanage(part.pages);
   }
   return true;
 }
 
 // A new mapping in place of managed memory. It is made elsewhere first: if that fails, nothing has been given up.
-void* map_over(void* address, std::size_t length, int protection, int flags, int fd, off_t offset,
-               const Vector<ByteRange>& parts) {
+void* map_over(void* address, std::size_t length, int protection, int flags, int fd, off_t offset, const Parts& parts) {
   void* made = dmirror::map(nullptr, length, protection, flags & ~MAP_FIXED, fd, offset);
   if (made == MAP_FAILED) return made;
   if (!forget(parts)) {
@@ -70,7 +88,7 @@ void* map_over(void* address, std::size_t length, int protection, int flags, int
 void manage_fresh(void* address, std::size_t length, int flags) {
   constexpr int kKinds = MAP_TYPE | MAP_ANONYMOUS | MAP_GROWSDOWN | MAP_STACK | MAP_HUGETLB;
   if (address == MAP_FAILED || !mappings_managed() || (flags & kKinds) != (MAP_PRIVATE | MAP_ANONYMOUS) ||
-      !called_by_program())
+      !by_program())
     return;
   const int error = errno;
   const ByteRange pages = pages_of(address, length);
@@ -80,63 +98,15 @@ void manage_fresh(void* address, std::size_t length, int flags) {
 
 void* map(void* address, std::size_t length, int protection, int flags, int fd, off_t offset) {
   const bool replaces = (flags & (MAP_FIXED | MAP_FIXED_NOREPLACE)) == MAP_FIXED;
-  const Vector<ByteRange> parts = replaces ? parts_of(address, length) : Vector<ByteRange>{};
+  const Parts parts = replaces ? parts_of(address, length) : Parts{};
   void* made = parts.empty() ? dmirror::map(address, length, protection, flags, fd, offset)
                              : map_over(address, length, protection, flags, fd, offset, parts);
   manage_fresh(made, length, flags);
   return made;
 }
 
-// What the program may do with its memory, to be put back.
-class Protections {
- public:
-  explicit Protections(const Vector<ByteRange>& parts) {
-    os::ProcessMemory process;
-    if (!process.open().ok()) return;
-    for (const ByteRange& part : parts) {
-      for (VirtAddr at = part.begin; at < part.end;) {
-        Result<os::Mapping> found = process.find_mapping(at);
-        if (!found.ok() || found->kind == os::MappingKind::None || found->range.begin >= part.end) break;
-        const ByteRange pages = found->range.intersect(part);
-        const int protection = (found->readable ? PROT_READ : 0) | (found->writable ? PROT_WRITE : 0) |
-                               (found->executable ? PROT_EXEC : 0);
-        before_.push_back({pages, protection});
-        at = pages.end;
-      }
-    }
-    process.close();
-  }
-  // All access is taken away from the parts. Errors: as mprotect(2); then everything is as it was.
-  bool take(const Vector<ByteRange>& parts) const {
-    for (const ByteRange& part : parts) {
-      if (real::mprotect(part.begin.pointer(), part.bytes(), PROT_NONE) == 0) continue;
-      if (errno == ENOMEM && has_hole(part)) continue;
-      put_back();
-      return false;
-    }
-    return true;
-  }
-  void put_back() const {
-    const int error = errno;
-    for (const One& one : before_) (void)real::mprotect(one.pages.begin.pointer(), one.pages.bytes(), one.protection);
-    errno = error;
-  }
-
- private:
-  struct One {
-    ByteRange pages;
-    int protection;
-  };
-  bool has_hole(ByteRange part) const {
-    std::uint64_t mapped = 0;
-    for (const One& one : before_) mapped += one.pages.intersect(part).bytes();
-    return mapped != part.bytes();
-  }
-  Vector<One> before_;
-};
-
 int unmap(void* address, std::size_t length) {
-  const Vector<ByteRange> parts = parts_of(address, length);
+  const Parts parts = parts_of(address, length);
   if (parts.empty()) return real::munmap(address, length);
   // The kernel may have no room for the mappings that are left beside the hole, or refuse for other reasons: it says so
   // here, where nothing is lost yet. Nobody reads zeros meanwhile, either.
@@ -150,57 +120,185 @@ int unmap(void* address, std::size_t length) {
   return real::munmap(address, length);
 }
 
-int protect(void* address, std::size_t length, int protection) {
-  const Vector<ByteRange> parts = parts_of(address, length);
-  const int result = real::mprotect(address, length, protection);
+// `call` is the kernel's mprotect, or its like.
+template <typename Call>
+int protect(void* address, std::size_t length, Call&& call) {
+  const Parts parts = parts_of(address, length);
+  const int result = call();
   const int error = errno;
   // Also after a failure: a part may have been changed.
-  for (const ByteRange& part : parts) (void)uhmm_revoke(part.begin.pointer(), part.bytes());
+  for (const RegisteredPart& part : parts) (void)uhmm_revoke(part.pages.begin.pointer(), part.pages.bytes());
   // Memory that came home meanwhile may have been given the protection that it had before.
-  if (result == 0 && !parts.empty()) (void)real::mprotect(address, length, protection);
+  if (result == 0 && !parts.empty()) (void)call();
   errno = error;
   return result;
+}
+
+// Calls that touch each page: what the kernel would stumble over comes home first. Devices may take it again meanwhile,
+// so a failure is worth more than one try.
+template <typename Call>
+int filled(const void* address, std::size_t length, Call&& call) {
+  constexpr int kMostTries = 10;
+  for (int tries = 1;; ++tries) {
+    const bool helped = make_ready({{address, length, true}});
+    const int result = call();
+    if (result == 0 || !helped || tries == kMostTries || (errno != ENOMEM && errno != EFAULT)) return result;
+  }
+}
+
+// What advice means for memory that is managed.
+enum class Advice {
+  Fills,    // each page is touched
+  Plain,    // the kernel sees to it wherever the pages are
+  Mapping,  // is about the mapping, not about its pages
+  Drops,    // private contents end
+  DropsLazily,
+  Guards,   // the same, and then the pages can't be reached
+  Removes,  // shared contents end, for everybody
+};
+Advice meaning_of(int advice) {
+  // Numbers that older headers have no names for.
+  constexpr int kFillsToRead = 22;
+  constexpr int kFillsToWrite = 23;
+  constexpr int kDropsLocked = 24;
+  constexpr int kCollapses = 25;
+  constexpr int kGuards = 102;
+  constexpr int kGuardsNoMore = 103;
+  switch (advice) {
+    case MADV_DONTNEED:
+    case kDropsLocked: return Advice::Drops;
+    case MADV_FREE: return Advice::DropsLazily;
+    case MADV_REMOVE: return Advice::Removes;
+    case kGuards: return Advice::Guards;
+    case kFillsToRead:
+    case kFillsToWrite: return Advice::Fills;
+    case kGuardsNoMore:
+    case kCollapses:
+    case MADV_DONTFORK:
+    case MADV_DOFORK:
+    case MADV_WIPEONFORK:
+    case MADV_KEEPONFORK:
+    case MADV_HUGEPAGE:
+    case MADV_NOHUGEPAGE:
+    case MADV_MERGEABLE:
+    case MADV_UNMERGEABLE:
+    case MADV_DONTDUMP:
+    case MADV_DODUMP: return Advice::Mapping;
+    default: return Advice::Plain;
+  }
+}
+
+bool any_private(const Parts& parts) {
+  return std::any_of(parts.begin(), parts.end(), [](const RegisteredPart& part) { return !part.shared; });
+}
+
+// Linux 6.18 never comes back from making guard pages where userfaultfd has left a mark: so nothing is away meanwhile,
+// and shared memory is not managed any more, where a page that comes home would end the guard, too.
+int guard(void* address, std::size_t length, int advice, const Parts& parts) {
+  Parts shared;
+  for (const RegisteredPart& part : parts) {
+    if (part.shared) {
+      if (unregister(part)) shared.push_back(part);
+    } else {
+      (void)uhmm_migrate(part.bytes.begin.pointer(), part.bytes.bytes(), UHMM_CPU, nullptr);
+    }
+  }
+  const int result = real::madvise(address, length, advice);
+  const int error = errno;
+  const ByteRange pages = pages_of(address, length);
+  if (result != 0) register_again(shared, pages.begin, pages);
+  errno = error;
+  return result;
+}
+
+// What the kernel says of private mappings of files to advice for anonymous memory: also of those that anonymous memory
+// stands in for. 0: it has nothing against it.
+int refusal(int advice, const Parts& parts) {
+  const int error = advice == MADV_REMOVE ? EACCES : advice == MADV_FREE || advice == MADV_WIPEONFORK ? EINVAL : 0;
+  if (error == 0) return 0;
+  const bool file = std::any_of(parts.begin(), parts.end(), [](const RegisteredPart& part) {
+    return !part.shared && !api::first_file_part(part.pages).pages.empty();
+  });
+  return file ? error : 0;
 }
 
 int advise(void* address, std::size_t length, int advice) {
-#ifndef MADV_DONTNEED_LOCKED
-  constexpr int MADV_DONTNEED_LOCKED = 24;
-#endif
-  const bool drops = advice == MADV_DONTNEED || advice == MADV_FREE || advice == MADV_DONTNEED_LOCKED;
-  const Vector<ByteRange> parts = drops ? parts_of(address, length) : Vector<ByteRange>{};
+  const Advice meaning = meaning_of(advice);
+  const bool drops = meaning == Advice::Drops || meaning == Advice::DropsLazily || meaning == Advice::Guards;
+  const bool plain = meaning == Advice::Plain || meaning == Advice::Fills;
+  const Parts parts = plain ? Parts{} : parts_of(address, length);
+  if (const int error = refusal(advice, parts); error != 0) {
+    errno = error;
+    return -1;
+  }
   // In a forked child that is served from devices: what is dropped reads as zeros, not as what it was at the fork.
-  if (drops && called_by_program()) engine::give_up_inheritance(pages_of(address, length));
-  int result = real::madvise(address, length, advice);
+  if (drops && by_program()) engine::give_up_inheritance(pages_of(address, length));
+  if (meaning != Advice::Drops && meaning != Advice::DropsLazily) bring_mappings_home(parts);
+  const auto call = [&] { return real::madvise(address, length, advice); };
+  int result = meaning == Advice::Guards  ? guard(address, length, advice, parts)
+               : meaning == Advice::Fills ? filled(address, length, call)
+                                          : call();
   // Where a coherent device's memory is mapped in place, only this can be done; pages that are free may go at once.
-  if (advice == MADV_FREE && result != 0 && errno == EINVAL && !parts.empty())
+  if (meaning == Advice::DropsLazily && result != 0 && errno == EINVAL && any_private(parts))
     result = real::madvise(address, length, MADV_DONTNEED);
   const int error = errno;
-  // What is away the kernel could not drop. Only private memory is registered here.
-  for (const ByteRange& part : parts)
-    if (result == 0 || error == ENOMEM) (void)uhmm_discard(part.begin.pointer(), part.bytes());
+  // What is away the kernel could not drop.
+  if (result == 0 || error == ENOMEM) {
+    if (drops || meaning == Advice::Removes) drop_edges(parts, advice);
+    if (drops) discard(parts, false, meaning == Advice::Drops);
+    if (meaning == Advice::Removes) discard(parts, true, false);
+  }
   errno = error;
   return result;
 }
 
+// What the preloaded library has registered is registered again when it is needed, or as any new mapping.
+Parts by_program_itself(const Parts& parts) {
+  Parts own;
+  for (const RegisteredPart& part : parts) {
+    ByteRange left = part.bytes;
+    const auto add_until = [&](VirtAddr end) {
+      const ByteRange bytes = left.intersect({left.begin, end});
+      if (!bytes.empty()) own.push_back({bytes, bytes.to_pages(), part.shared});
+    };
+    for (const ByteRange& managed : managed_parts(part.pages)) {
+      add_until(managed.begin);
+      left.begin = std::max(left.begin, std::min(managed.end, left.end));
+    }
+    add_until(left.end);
+  }
+  return own;
+}
+
 void* remap(void* address, std::size_t length, std::size_t new_length, int flags, void* new_address) {
-  const Vector<ByteRange> moved = parts_of(address, length != 0 ? length : new_length);
-  const Vector<ByteRange> replaced =
-      (flags & MREMAP_FIXED) != 0 ? parts_of(new_address, new_length) : Vector<ByteRange>{};
+  const ByteRange old_pages = pages_of(address, length != 0 ? length : new_length);
+  const Parts moved = parts_of(address, length != 0 ? length : new_length);
+  const Parts replaced = (flags & MREMAP_FIXED) != 0 ? parts_of(new_address, new_length) : Parts{};
+  if (moved.empty() && replaced.empty()) return real::mremap(address, length, new_length, flags, new_address);
+  const bool managed = !managed_parts(old_pages).empty();
+  const Parts own = by_program_itself(moved);
+  const Parts own_replaced = by_program_itself(replaced);
   // By way of system memory: contents follow the move, and a call that the kernel refuses has lost nothing.
-  for (const Vector<ByteRange>* parts : {&moved, &replaced}) {
-    for (const ByteRange& part : *parts) {
-      if (!ended(uhmm_unregister_pages(part.begin.pointer(), part.bytes()))) {
-        errno = ENOMEM;
-        return MAP_FAILED;
-      }
-      unmanage(part);
+  for (const Parts* parts : {&moved, &replaced}) {
+    for (const RegisteredPart& part : *parts) {
+      if (unregister(part)) continue;
+      register_again(own, old_pages.begin, old_pages);
+      register_again(own_replaced, VirtAddr{new_address}, pages_of(new_address, new_length));
+      errno = ENOMEM;
+      return MAP_FAILED;
     }
   }
   void* now = real::mremap(address, length, new_length, flags, new_address);
+  const int error = errno;
   // What was managed is so again where it is now, or where it still is.
-  if (!moved.empty() && mappings_managed())
+  constexpr int kStays = 4;  // MREMAP_DONTUNMAP; and length 0 is a second mapping of the same memory
+  if (now == MAP_FAILED || (flags & kStays) != 0 || length == 0) register_again(own, old_pages.begin, old_pages);
+  if (now == MAP_FAILED) register_again(own_replaced, VirtAddr{new_address}, pages_of(new_address, new_length));
+  if (now != MAP_FAILED && length != 0) register_again(own, old_pages.begin, pages_of(now, new_length));
+  if (managed && mappings_managed())
     now != MAP_FAILED ? manage_fresh(now, new_length, MAP_PRIVATE | MAP_ANONYMOUS)
                       : manage_fresh(address, length, MAP_PRIVATE | MAP_ANONYMOUS);
+  errno = error;
   return now;
 }
 
@@ -234,9 +332,24 @@ UHMM_INTERPOSE void* mremap(void* address, size_t length, size_t new_length, int
 }
 
 UHMM_INTERPOSE int mprotect(void* address, size_t length, int protection) {
-  return without_exceptions([&] { return protect(address, length, protection); }, -1);
+  const auto call = [&] { return real::mprotect(address, length, protection); };
+  return without_exceptions([&] { return protect(address, length, call); }, -1);
+}
+
+UHMM_INTERPOSE int pkey_mprotect(void* address, size_t length, int protection, int key) noexcept {
+  const auto call = [&] { return real::pkey_mprotect(address, length, protection, key); };
+  return without_exceptions([&] { return protect(address, length, call); }, -1);
 }
 
 UHMM_INTERPOSE int madvise(void* address, size_t length, int advice) {
   return without_exceptions([&] { return advise(address, length, advice); }, -1);
+}
+
+UHMM_INTERPOSE int mlock(const void* address, size_t length) noexcept {
+  return filled(address, length, [&] { return real::mlock(address, length); });
+}
+
+UHMM_INTERPOSE int mlock2(const void* address, size_t length, unsigned flags) noexcept {
+  const auto call = [&] { return real::mlock2(address, length, flags); };
+  return (flags & MLOCK_ONFAULT) != 0 ? call() : filled(address, length, call);
 }

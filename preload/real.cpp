@@ -27,7 +27,10 @@ __attribute__((constructor)) static void resolve() {
   (void)munmap(nullptr, 0);
   (void)mremap(nullptr, 0, 0, 0, nullptr);
   (void)mprotect(nullptr, 0, 0);
+  (void)pkey_mprotect(nullptr, 0, 0, -1);
   (void)madvise(nullptr, 0, 0);
+  (void)mlock(nullptr, 0);
+  (void)mlock2(nullptr, 0, 0);
   (void)process_vm_readv(0, nullptr, 0, nullptr, 0);
   (void)process_vm_writev(0, nullptr, 0, nullptr, 0);
 }
@@ -67,9 +70,24 @@ int mprotect(void* address, std::size_t length, int protection) {
   return next(address, length, protection);
 }
 
+int pkey_mprotect(void* address, std::size_t length, int protection, int key) {
+  static auto* const next = find<int(void*, std::size_t, int, int)>("pkey_mprotect");
+  return next(address, length, protection, key);
+}
+
 int madvise(void* address, std::size_t length, int advice) {
   static auto* const next = find<int(void*, std::size_t, int)>("madvise");
   return next(address, length, advice);
+}
+
+int mlock(const void* address, std::size_t length) {
+  static auto* const next = find<int(const void*, std::size_t)>("mlock");
+  return next(address, length);
+}
+
+int mlock2(const void* address, std::size_t length, unsigned flags) {
+  static auto* const next = find<int(const void*, std::size_t, unsigned)>("mlock2");
+  return next(address, length, flags);
 }
 
 using Copy = ssize_t(pid_t, const iovec*, unsigned long, const iovec*, unsigned long, unsigned long);

@@ -75,7 +75,10 @@
   X(munmap)                            \
   X(mremap)                            \
   X(mprotect)                          \
-  X(madvise)
+  X(pkey_mprotect)                     \
+  X(madvise)                           \
+  X(mlock)                             \
+  X(mlock2)
 
 // libuhmm_malloc.so (malloc.map), with the list before: what would take the runtime's descriptors away or end the
 // process.

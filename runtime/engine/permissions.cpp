@@ -27,6 +27,11 @@ Permissions permissions_of(Context& context, const Segment& segment) {
   return found;
 }
 
+PageMask guards_of(Context& context, const Segment& segment) {
+  Result<PageMask> found = context.process.guarded(segment.block->base, segment.run);
+  return found.ok() ? *found : PageMask{};
+}
+
 Status check_same_memory(Context& context, const Range& range) {
   // A neighbour's part of a page on the edge may be away already, and mapped in place.
   const ByteRange own = context.space.pages_not_shared(range);
@@ -74,8 +79,8 @@ Status check_access(Context& context, ByteRange bytes, bool write) {
   return context.space.for_each_segment(bytes.to_pages(), true, [&](const Segment& segment) -> Status {
     const Permissions allowed = permissions_of(context, segment);
     const PageMask all = PageMask::of(segment.run);
-    if (const PageMask refused = all.minus(allowed.readable); refused.any())
-      return fail(UHMM_ERR_FAULT, "the memory at %#lx is not mapped, or not readable",
+    if (const PageMask refused = all.minus(allowed.readable.minus(guards_of(context, segment))); refused.any())
+      return fail(UHMM_ERR_FAULT, "the memory at %#lx is not mapped, not readable, or a guard page",
                   (segment.block->base + std::size_t{refused.next_set(0)} * kPageBytes).value);
     if (const PageMask refused = all.minus(allowed.writable); write && refused.any())
       return fail(UHMM_ERR_PERMISSION, "the memory at %#lx is not writable",

@@ -3,6 +3,7 @@
 #include <cerrno>
 
 #include "runtime/base/arena.hpp"
+#include "runtime/base/log.hpp"
 #include "runtime/base/thread.hpp"
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/host_pages.hpp"
@@ -12,6 +13,8 @@
 #include "runtime/engine/mirrors.hpp"
 #include "runtime/engine/pool_calls.hpp"
 #include "runtime/engine/range_end.hpp"
+#include "runtime/os/bare.hpp"
+#include "runtime/os/mapped_object.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -48,9 +51,32 @@ Result<state::Backing> inspect(Context& context, ByteRange bytes) {
   return *backing;
 }
 
+// What the file has there stays within reach, if it can be opened.
+void keep_view(const os::Mapping& mapping, ByteRange piece, std::shared_ptr<state::FileViews>& files) {
+  Result<int> file = os::open_mapped_file(mapping);
+  if (!file.ok()) return;
+  const std::byte* view = nullptr;
+  try {
+    if (files == nullptr)
+      files = std::allocate_shared<state::FileViews>(
+          std::pmr::polymorphic_allocator<state::FileViews>(Arena::instance().resource()), Arena::instance().resource(),
+          [](const state::FileViews::View& ending) {
+            os::unmap(const_cast<std::byte*>(ending.bytes), ending.pages.bytes());
+          });
+    files->views.reserve(files->views.size() + 1);
+    view = os::map_file(*file, mapping.offset + (piece.begin - mapping.range.begin), piece.bytes());
+    if (view != nullptr) files->views.push_back({piece, view});
+  } catch (const std::bad_alloc&) {
+    log::write(log::Level::Info, "what is dropped at %#lx will read as zeros, not as the file: no memory",
+               piece.begin.value);
+  }
+  os::bare::close(*file);
+}
+
 // userfaultfd can't watch private file mappings: anonymous memory with the same contents takes their place. That can't
 // be done in one step, so it is done only while no other thread of the program could write there.
-Status take_from_files(Context& context, ByteRange pages, bool caller_is_program) {
+Status take_from_files(Context& context, ByteRange pages, bool caller_is_program,
+                       std::shared_ptr<state::FileViews>& files) {
   for (VirtAddr at = pages.begin; at < pages.end;) {
     Result<os::Mapping> found = context.process.find_mapping(at);
     if (!found.ok()) return found.status();
@@ -63,6 +89,7 @@ Status take_from_files(Context& context, ByteRange pages, bool caller_is_program
                     "the memory at %#lx is a private file mapping: it can be registered only while the program has one "
                     "thread",
                     at.value);
+      keep_view(*found, piece, files);
       const int error = os::make_anonymous(context.process, *found, piece);
       if (error == EIO)
         return fail(UHMM_ERR_NOT_SUPPORTED, "the mapping at %#lx reaches beyond the end of its file", at.value);
@@ -223,10 +250,12 @@ Status register_range(Context& context, ByteRange bytes, bool caller_is_program)
   SharedEdges shared(context, bytes);
   Result<state::Backing> backing = inspect(context, bytes);
   if (!backing.ok()) return backing.status();
-  UHMM_TRY(take_from_files(context, bytes.to_pages(), caller_is_program));
+  std::shared_ptr<state::FileViews> files;
+  UHMM_TRY(take_from_files(context, bytes.to_pages(), caller_is_program, files));
   Range* range = make_in_arena<Range>(bytes, *backing);
   if (range == nullptr) return fail(UHMM_ERR_NO_MEMORY, "no memory for a range's metadata");
   range->can_move.store(*backing == state::Backing::Private);
+  range->files = std::move(files);
   Status status;
   if (*backing == state::Backing::Shared) {
     ByteRange fresh = range->pages;

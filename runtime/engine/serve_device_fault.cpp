@@ -85,6 +85,7 @@ bool DeviceService::bring_one(const ToDevice& request) {
     make_room(context, segment, page, index);
     out = bring(one, request);
   }
+  if (!served() && guards_of(context, segment).test(page)) return false;
   if (served() || !out.pages.test(page) || !context.slot(index).patience.ends(fault.address, os::now_ns())) return true;
   log::write(log::Level::Error, "a kernel of device %u can't have the page at %#lx: it stays pinned for I/O",
              index.processor(), fault.address.value);

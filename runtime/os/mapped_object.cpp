@@ -54,19 +54,43 @@ int find_open(const Mapping& mapping, int mode) {
   return found;
 }
 
+struct MapFilesPath {
+  explicit MapFilesPath(const Mapping& mapping) {
+    std::snprintf(text, sizeof(text), "/proc/self/map_files/%lx-%lx", mapping.range.begin.value,
+                  mapping.range.end.value);
+  }
+  char text[80];
+};
+
+// The link can be read where it can't be followed. -1: that name is of another file by now.
+int open_by_name(const Mapping& mapping) {
+  char name[4096];
+  const ssize_t length = readlink(MapFilesPath(mapping).text, name, sizeof(name) - 1);
+  if (length < 0) return -1;
+  name[length] = '\0';
+  struct stat facts {};
+  const auto is_it = [&] {
+    return facts.st_dev == mapping.file_system && facts.st_ino == mapping.inode && S_ISREG(facts.st_mode);
+  };
+  if (stat(name, &facts) != 0 || !is_it()) return -1;
+  const int fd = open(name, O_RDONLY | O_CLOEXEC);
+  if (fd < 0 || (fstat(fd, &facts) == 0 && is_it())) return fd;
+  close(fd);
+  return -1;
+}
+
 }  // namespace
 
 Result<int> open_mapped(const Mapping& mapping) {
   const int mode = mapping.writable ? O_RDWR : O_RDONLY;
-  char path[80];
-  std::snprintf(path, sizeof(path), "/proc/self/map_files/%lx-%lx", mapping.range.begin.value, mapping.range.end.value);
+  const MapFilesPath path(mapping);
   // Looked at before it is opened: opening a device does something.
   struct stat facts {};
-  const bool seen = stat(path, &facts) == 0;
+  const bool seen = stat(path.text, &facts) == 0;
   if (seen && !S_ISREG(facts.st_mode))
     return fail(UHMM_ERR_NOT_SUPPORTED, "what is mapped at %#lx is no memory and no regular file",
                 mapping.range.begin.value);
-  int fd = seen ? open(path, mode | O_CLOEXEC) : -1;
+  int fd = seen ? open(path.text, mode | O_CLOEXEC) : -1;
   const int error = errno;
   if (fd < 0) fd = find_open(mapping, mode);
   if (fd >= 0) return above_stdio(fd);
@@ -75,6 +99,14 @@ Result<int> open_mapped(const Mapping& mapping) {
               "what is mapped at %#lx can't be opened: the program has no descriptor of it, and /proc/self/map_files "
               "takes CAP_CHECKPOINT_RESTORE (%s)",
               mapping.range.begin.value, strerrorname_np(error));
+}
+
+Result<int> open_mapped_file(Mapping mapping) {
+  mapping.writable = false;
+  Result<int> file = open_mapped(mapping);
+  if (file.ok()) return file;
+  const int fd = open_by_name(mapping);
+  return fd >= 0 ? Result<int>(above_stdio(fd)) : file;
 }
 
 Result<int> open_mapped_at(const ProcessMemory& process, VirtAddr address) {

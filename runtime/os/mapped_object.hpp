@@ -10,6 +10,8 @@ namespace uhmm::os {
 // /proc/self/map_files, which takes CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, or else by a descriptor that the program
 // has. Errors: NOT_SUPPORTED (neither), SYSTEM.
 Result<int> open_mapped(const Mapping& mapping);
+// The same of a private mapping of a file: to be read, and also by its name where nothing else helps.
+Result<int> open_mapped_file(Mapping mapping);
 // Is it in a file system by a name, where any process may open it?
 bool has_name(int file);
 // Opens the mapping that covers `address`, which may change its bounds meanwhile.

@@ -49,6 +49,7 @@ constexpr std::uint64_t kReadable = 1, kWritable = 2, kExecutable = 4, kShared =
 
 constexpr std::uint64_t kPagemapPresent = std::uint64_t{1} << 63;
 constexpr std::uint64_t kPagemapSwapped = std::uint64_t{1} << 62;
+constexpr std::uint64_t kPagemapGuarded = std::uint64_t{1} << 58;
 
 // What map_bus_error() leaves behind.
 constexpr const char* kLostName = "uhmm-lost";
@@ -204,9 +205,13 @@ Result<PageMask> ProcessMemory::backed(VirtAddr block, PageRun run) const {
 }
 
 Result<PageMask> ProcessMemory::poisoned(VirtAddr block, PageRun run) const {
-  // A poisoned entry looks like a page that is swapped out, but can't be read.
+  // A poisoned entry looks like a page that is swapped out, but can't be read. So does a guard page.
   Result<PageMask> found = with_flags(block, run, kPagemapSwapped);
   if (!found.ok()) return found;
+  if (found->any()) {
+    Result<PageMask> guards = guarded(block, run);
+    if (guards.ok()) *found -= *guards;
+  }
   PageMask out;
   found->for_each_run([&](PageRun swapped) {
     for (std::uint32_t page = swapped.first; page < swapped.end(); ++page) {
@@ -215,6 +220,10 @@ Result<PageMask> ProcessMemory::poisoned(VirtAddr block, PageRun run) const {
     }
   });
   return out;
+}
+
+Result<PageMask> ProcessMemory::guarded(VirtAddr block, PageRun run) const {
+  return with_flags(block, run, kPagemapGuarded);
 }
 
 bool ProcessMemory::is_huge(VirtAddr block) const { return maps_huge(pagemap_, block); }
@@ -371,6 +380,13 @@ int make_anonymous(const ProcessMemory& process, const Mapping& mapping, ByteRan
   if (error == 0) error = move_mapping(fresh, pages);
   if (error != 0) unmap(fresh, pages.bytes());
   return error;
+}
+
+const std::byte* map_file(int fd, std::uint64_t offset, std::size_t bytes) {
+  void* view = mmap(nullptr, bytes, PROT_READ, MAP_PRIVATE, fd, static_cast<off_t>(offset));
+  if (view == MAP_FAILED) return nullptr;
+  (void)madvise(view, bytes, MADV_DONTFORK);
+  return static_cast<const std::byte*>(view);
 }
 
 std::uint32_t count_threads() {

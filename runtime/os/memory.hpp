@@ -45,6 +45,9 @@ class ProcessMemory {
   Result<PageMask> backed(VirtAddr block, PageRun run) const;
   // Which of them raise SIGBUS when they are touched. Of memory that nobody watches.
   Result<PageMask> poisoned(VirtAddr block, PageRun run) const;
+  // Which of them the program has made guard pages (MADV_GUARD_INSTALL): they look as if they were swapped out, and
+  // can't be touched. None where the kernel can't tell (before 6.15).
+  Result<PageMask> guarded(VirtAddr block, PageRun run) const;
   // Is the block one huge page of the program?
   bool is_huge(VirtAddr block) const;
   // Copy bytes out of managed memory. Absent pages end the copy instead of faulting: returns how many bytes were read.
@@ -100,6 +103,8 @@ int map_zeros(ByteRange pages);
 // Put private anonymous memory with the same contents and protection in place of a private file mapping's pages. A
 // write to them meanwhile would be lost: nobody else may run. 0 or an errno.
 int make_anonymous(const ProcessMemory& process, const Mapping& mapping, ByteRange pages);
+// Bytes of a file, to be read; not inherited by fork(). nullptr on failure.
+const std::byte* map_file(int fd, std::uint64_t offset, std::size_t bytes);
 // Threads of this process.
 std::uint32_t count_threads();
 

@@ -5,6 +5,9 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <memory>
+#include <memory_resource>
+#include <vector>
 
 #include "runtime/backend/device.hpp"
 #include "runtime/base/lock.hpp"
@@ -23,6 +26,23 @@ struct Advice {
   std::atomic<bool> pinned{false};
 };
 
+// What files have where private mappings of them were until anonymous memory took their place: a call that drops
+// contents there gives those of the file. Whoever makes it knows how a view ends.
+struct FileViews {
+  struct View {
+    ByteRange pages;
+    const std::byte* bytes = nullptr;
+  };
+  FileViews(std::pmr::memory_resource* memory, void (*end_view)(const View&)) : views(memory), end(end_view) {}
+  FileViews(const FileViews&) = delete;
+  FileViews& operator=(const FileViews&) = delete;
+  ~FileViews() {
+    for (const View& view : views) end(view);
+  }
+  std::pmr::vector<View> views;
+  void (*end)(const View&);
+};
+
 struct Range {
   Range(ByteRange span, Backing kind) : bytes(span), pages(span.to_pages()), backing(kind) {}
 
@@ -30,12 +50,13 @@ struct Range {
   ByteRange bytes;  // as registered
   ByteRange pages;  // every page it touches
   const Backing backing;
-  std::byte* alias = nullptr;           // shared memory: our own view of `pages`
-  std::atomic<bool> can_move{false};    // UFFDIO_MOVE may be tried on it
-  std::atomic<bool> mirrored{false};    // devices work on the program's own pages, none of them ever leaves
-  std::atomic<bool> closing{false};     // being unregistered: nothing leaves system memory any more
-  std::atomic<std::uint32_t> holds{0};  // acquires and queued stream work
-  std::atomic<std::uint32_t> pool{0};   // pool index for its pages, 0 the default
+  std::byte* alias = nullptr;              // shared memory: our own view of `pages`
+  std::shared_ptr<const FileViews> files;  // nullptr: none of it was a file's; of all that the range was cut from
+  std::atomic<bool> can_move{false};       // UFFDIO_MOVE may be tried on it
+  std::atomic<bool> mirrored{false};       // devices work on the program's own pages, none of them ever leaves
+  std::atomic<bool> closing{false};        // being unregistered: nothing leaves system memory any more
+  std::atomic<std::uint32_t> holds{0};     // acquires and queued stream work
+  std::atomic<std::uint32_t> pool{0};      // pool index for its pages, 0 the default
   Advice advice;
 
   // Arming: userfaultfd watches the range only while something of it is away or duplicated.

@@ -39,11 +39,13 @@ bool VaSpace::touched_by_others(ByteRange page, ByteRange bytes) const {
 
 Status VaSpace::insert(Range* range) {
   UHMM_TRY(check_free(range->bytes));
+  UHMM_TRY(index_.reserve());
   try {
     ranges_.emplace(range->bytes.begin.value, range);
   } catch (const std::bad_alloc&) {
     return fail(UHMM_ERR_NO_MEMORY, "no memory for a range's metadata");
   }
+  index_.insert({range->bytes, range->backing == Backing::Shared});
   registered_bytes_ += range->bytes.bytes();
   const auto self = ranges_.find(range->bytes.begin.value);
   const auto meet = [&](Range& other) {
@@ -61,6 +63,7 @@ Status VaSpace::insert(Range* range) {
 
 void VaSpace::remove(Range* range) {
   ranges_.erase(range->bytes.begin.value);
+  index_.remove(range->bytes.begin);
   registered_bytes_ -= range->bytes.bytes();
   for (VirtAddr at = range->pages.begin.block_floor(); at < range->pages.end; at = at + kBlockBytes) {
     std::atomic<Block*>* entry = slot(at.value >> kBlockShift, false);
@@ -73,13 +76,16 @@ void VaSpace::remove(Range* range) {
 }
 
 Status VaSpace::split(Range* range, VirtAddr at, Range* upper) {
+  UHMM_TRY(index_.reserve());
   try {
     ranges_.emplace(at.value, upper);
   } catch (const std::bad_alloc&) {
     return fail(UHMM_ERR_NO_MEMORY, "no memory for a range's metadata");
   }
+  index_.cut(range->bytes.begin, at);
   range->bytes.end = range->pages.end = at;
   upper->had_neighbours = range->had_neighbours;
+  upper->files = range->files;
   // Of the blocks only the one in which they meet has a range more than before.
   if (at.block_floor() != at)
     if (Block* found = find_block(at)) ++found->references;

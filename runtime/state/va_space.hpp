@@ -11,6 +11,7 @@
 #include "runtime/base/status.hpp"
 #include "runtime/state/block.hpp"
 #include "runtime/state/range.hpp"
+#include "runtime/state/range_index.hpp"
 
 namespace uhmm::state {
 
@@ -54,6 +55,8 @@ class VaSpace {
   // Shared lock. The pages that `range` answers for alone or as the lowest: no other range touches them, or only later.
   ByteRange pages_not_shared(const Range& range) const;
   const RangeMap& ranges() const { return ranges_; }
+  // No lock at all: what is registered, for threads of the program.
+  const RangeIndex& index() const { return index_; }
 
   // Shared lock. The block at the address; made on first use, nullptr when out of memory or when no range touches it.
   Block* block(VirtAddr address);
@@ -77,6 +80,7 @@ class VaSpace {
 
   Mutex mutex_;
   RangeMap ranges_;
+  RangeIndex index_;
   std::uint64_t registered_bytes_ = 0;
   std::array<std::atomic<Leaf*>, kLeafEntries> leaves_{};
 };

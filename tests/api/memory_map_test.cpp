@@ -215,6 +215,43 @@ TEST_F(DevicePermissions, APartOfARange) {
   });
 }
 
+// Guard pages (Linux 6.13) are mapped as before and can't be touched: not by a kernel either, which must not wait for
+// them for ever. Only newer kernels say which they are (6.15).
+class GuardPages : public DevicePermissions {
+ protected:
+  static constexpr int kInstall = 102;
+  static constexpr int kRemove = 103;
+  void SetUp() override {
+    DevicePermissions::SetUp();
+    Memory probe(kPage, false);
+    os::ProcessMemory process;
+    ASSERT_TRUE(process.open().ok());
+    const VirtAddr page{probe.data()};
+    const bool installed = madvise(probe.data(), kPage, kInstall) == 0;
+    Result<PageMask> seen = process.guarded(page.block_floor(), {page.page_in_block(), 1});
+    process.close();
+    if (!installed || !seen.ok() || seen->none()) GTEST_SKIP() << "this kernel has no guard pages, or does not tell";
+  }
+};
+
+TEST_F(GuardPages, AreNoMemoryForADevice) {
+  Memory memory(64 * kPage);
+  fill(memory.data(), memory.bytes(), 1);
+  ASSERT_EQ(madvise(memory.page(10), 2 * kPage, kInstall), 0);
+  UHMM_EXPECT_STATUS(UHMM_ERR_FAULT, read(memory.page(11)));
+  UHMM_EXPECT_OK(read(memory.page(12)));
+  (void)uhmm_migrate(memory.data(), memory.bytes(), 1, nullptr);
+  EXPECT_EQ(on_device(memory), memory.pages() - 2);
+  to_system(memory);
+  UHMM_EXPECT_STATUS(UHMM_ERR_KERNEL_FAILED, run(touch_kernel, SpanArgs{memory.page(11), 1, 0, nullptr}));
+  UHMM_ASSERT_OK(uhmm_device_restart(1));
+  EXPECT_EQ(raised_by_read(memory.page(11)).signal, SIGSEGV);
+  ASSERT_EQ(madvise(memory.page(10), 2 * kPage, kRemove), 0);
+  UHMM_EXPECT_OK(read(memory.page(11)));
+  EXPECT_EQ(memory.page(11)[0], std::byte{0});
+  EXPECT_EQ(first_wrong(memory.data(), 10 * kPage, 1), 10 * kPage);
+}
+
 // A program should not do this before it has unregistered the memory; a kernel may not read zeros there all the same.
 TEST_F(MemoryMap, HolesAreNoMemoryForADevice) {
   for_each_kind([&](Memory& memory) {

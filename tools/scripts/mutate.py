@@ -28,13 +28,21 @@ def copy_tree():
         shutil.copy2(source, target)
 
 
+# Programs that are run by `uhmm run --dmirror`, and what the environment has for their first word.
+PROGRAMS = {
+    "memory_calls": {},
+    "system_calls": {"user-mode": ["UHMM_FAULTS=user-mode"], "signal": ["UHMM_FAULTS=signal"]},
+    "map_matrix": {"copy": ["UHMM_NO_MOVE=1"], "coherent": ["UHMM_SOFT_KIND=coherent"],
+                   "user-mode": ["UHMM_FAULTS=user-mode"]},
+}
+
+
 def command_of(entry):
-    if entry["test"] in ("memory_calls", "system_calls"):
-        # The second is told the rung to run on.
-        rung = [f"UHMM_FAULTS={entry['filter']}"] if entry["test"] == "system_calls" else []
+    if entry["test"] in PROGRAMS:
+        settings = PROGRAMS[entry["test"]].get(entry["filter"], [])
         name = f"uhmm_{entry['test']}"
-        return (["env", *rung, BUILD / "tools/uhmm", "run", "--dmirror", "--", BUILD / "tests" / name, entry["filter"]],
-                ["uhmm_command", "uhmm_preload", name])
+        return (["env", *settings, BUILD / "tools/uhmm", "run", "--dmirror", "--", BUILD / "tests" / name,
+                 entry["filter"]], ["uhmm_command", "uhmm_preload", name])
     program = f"uhmm_{entry['test']}_tests"
     return [BUILD / "tests" / program, f"--gtest_filter={entry['filter']}"], [program]
 

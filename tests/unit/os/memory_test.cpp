@@ -53,6 +53,24 @@ class MemoryTest : public testing::Test {
   std::byte* memory_ = nullptr;
 };
 
+TEST_F(MemoryTest, GuardPagesAreToldFromPoisonedOnes) {
+  constexpr int kInstall = 102;  // MADV_GUARD_INSTALL
+  map(MAP_PRIVATE);
+  std::memset(memory_, 1, kBytes);
+  if (madvise(page(2), 2 * kPageBytes, kInstall) != 0) GTEST_SKIP() << "no guard pages before Linux 6.13";
+  const VirtAddr first{page(0)};
+  const PageRun run{first.page_in_block(), 4};
+  if (run.end() > kPagesPerBlock) GTEST_SKIP() << "the pages are of two blocks";
+  Result<PageMask> guards = process_.guarded(first.block_floor(), run);
+  ASSERT_TRUE(guards.ok()) << last_detail();
+  if (guards->none()) GTEST_SKIP() << "this kernel does not tell of guard pages (6.15)";
+  EXPECT_EQ(guards->count(), 2u);
+  EXPECT_TRUE(guards->test(run.first + 2));
+  Result<PageMask> poisoned = process_.poisoned(first.block_floor(), run);
+  ASSERT_TRUE(poisoned.ok()) << last_detail();
+  EXPECT_TRUE(poisoned->none());
+}
+
 TEST_F(MemoryTest, MappingsAreToldApart) {
   map(MAP_PRIVATE);
   ASSERT_EQ(mprotect(page(2), kPageBytes, PROT_READ | PROT_EXEC), 0);

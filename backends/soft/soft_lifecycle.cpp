@@ -16,7 +16,6 @@
 #include "backends/soft/soft_device_impl.hpp"
 #include "runtime/base/arena.hpp"
 #include "runtime/base/check.hpp"
-#include "runtime/os/memory.hpp"
 #include "runtime/os/process.hpp"
 
 namespace uhmm::soft {
@@ -119,8 +118,8 @@ Status SoftDevice::prepare_memory() {
         "the limit on file sizes is %llu bytes and device memory is a (sparse) file of 2^47: run with `ulimit -f "
         "unlimited`",
         static_cast<unsigned long long>(limit.rlim_cur));
-  char name[96];
-  std::snprintf(name, sizeof(name), "%s-%s", os::kDeviceMemoryName, options_.name);
+  char name[80];
+  std::snprintf(name, sizeof(name), "uhmm-%s", options_.name);
   memory_file_ = os::make_memory_file(name, kFileBytes);
   if (memory_file_ < 0) return fail_errno("the device's memory file", errno);
   return {};

@@ -8,6 +8,7 @@
 #include "runtime/engine/mappings.hpp"
 #include "runtime/engine/permissions.hpp"
 #include "runtime/os/fork_advice.hpp"
+#include "runtime/os/mapped_object.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -80,7 +81,7 @@ PageMask bring_home_from_place(Context& context, const Segment& segment, DeviceI
         context, segment.block->range_of(run), [&](ByteRange piece, const os::Mapping& mapping) -> Status {
           const PageRun moved{piece.begin.page_in_block(), static_cast<std::uint32_t>(piece.pages())};
           // What the program has unmapped has no place any more, nor has what something else is mapped over.
-          if (mapping.kind == os::MappingKind::Special) {
+          if (os::shows(mapping, context.slot(index).device->memory_file())) {
             UHMM_TRY(exchange(context, segment, index, piece));
             watch_again(context, *segment.range, piece);
           }
@@ -96,7 +97,7 @@ PageMask bring_home_from_place(Context& context, const Segment& segment, DeviceI
 void replace_by_zeros(Context& context, const Segment& segment, const PageMask& pages) {
   const auto replace = [&](ByteRange piece, const os::Mapping& mapping) -> Status {
     const PageRun run{piece.begin.page_in_block(), static_cast<std::uint32_t>(piece.pages())};
-    if (mapping.kind != os::MappingKind::Special) {
+    if (mapping.kind != os::MappingKind::Shared) {
       segment.block->in_place.reset(run);
       return {};
     }

@@ -120,6 +120,11 @@ Result<int> open_mapped_at(const ProcessMemory& process, VirtAddr address) {
   }
 }
 
+bool shows(const Mapping& mapping, int file) {
+  struct stat facts {};
+  return fstat(file, &facts) == 0 && facts.st_dev == mapping.file_system && facts.st_ino == mapping.inode;
+}
+
 bool has_name(int file) {
   struct stat facts {};
   return fstat(file, &facts) == 0 && facts.st_nlink != 0;

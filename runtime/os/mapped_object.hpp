@@ -12,6 +12,8 @@ namespace uhmm::os {
 Result<int> open_mapped(const Mapping& mapping);
 // The same of a private mapping of a file: to be read, and also by its name where nothing else helps.
 Result<int> open_mapped_file(Mapping mapping);
+// Does the mapping show the file?
+bool shows(const Mapping& mapping, int file);
 // Is it in a file system by a name, where any process may open it?
 bool has_name(int file);
 // Opens the mapping that covers `address`, which may change its bounds meanwhile.

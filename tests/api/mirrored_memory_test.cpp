@@ -84,7 +84,7 @@ std::int64_t allocated_by_devices() {
     std::error_code gone;
     const std::string target = std::filesystem::read_symlink(entry.path(), gone).string();
     struct stat facts {};
-    if (target.find("memfd:uhmm-device-memory") != std::string::npos && stat(entry.path().c_str(), &facts) == 0)
+    if (target.find("memfd:uhmm-soft") != std::string::npos && stat(entry.path().c_str(), &facts) == 0)
       bytes += facts.st_blocks * 512;
   }
   return bytes;

@@ -156,6 +156,8 @@ Counts migrate(Context& context, const MigrateRequest& request) {
   if (counts.status.ok()) {
     const BlockList blocks{pages};
     RankedMutex<LockRank::Workers> mutex;
+    // What went wrong may be known to another thread than the one that answers.
+    char why[kDetailBytes] = "";
     context.workers.for_each(done ? 0 : blocks.count(), [&](std::uint32_t i) {
       Walk mine;
       {
@@ -174,9 +176,11 @@ Counts migrate(Context& context, const MigrateRequest& request) {
         if (!walked.ok() && mine.done.status.ok()) mine.done.status = walked;
       }
       const std::scoped_lock lock(mutex);
+      if (total.done.status.ok() && !mine.done.status.ok()) save_detail(why);
       total.done += mine.done;
       total.pinned += mine.pinned;
     });
+    if (!total.done.status.ok() && why[0] != '\0') set_detail(why);
     counts.done = total.done;
     counts.done.skipped += total.pinned;
     // Blocks that were never touched are where they always were.

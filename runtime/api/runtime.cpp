@@ -104,8 +104,9 @@ Status Runtime::start(const uhmm_config& config) {
     UHMM_TRY(context.staging.open(context.uffd, config.staging_memory, workers + config.service_threads + 8));
   UHMM_TRY(context.workers.start(workers));
   UHMM_TRY(context.news.start());
-  UHMM_TRY(faults.start(config.service_threads));
+  // Ahead of those who read news of forks.
   UHMM_TRY(forks.start());
+  UHMM_TRY(faults.start(config.service_threads));
   constexpr const char* kRungText[] = {"?", "userfaultfd(2)", "/dev/userfaultfd", "userfaultfd(2), user mode only",
                                        "SIGBUS"};
   log::write(log::Level::Info, "CPU faults come by %s", kRungText[context.config.fault_rung]);

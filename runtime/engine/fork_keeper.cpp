@@ -47,7 +47,6 @@ void ForkKeeper::stop() {
     thread_.join();
   }
   os::listen_to_copies(nullptr, nullptr);
-  context_.news.also_read(nullptr, nullptr);
   // Children that serve themselves have all they need. Whoever does not yet goes on as if the parent had ended.
   // What is watched by nobody's descriptor can be written by hand, so those are closed first.
   for (Arrival* arrival = arrivals_.exchange(nullptr); arrival != nullptr;) {

@@ -18,7 +18,7 @@ class NewsReader {
   NewsReader(const NewsReader&) = delete;
   NewsReader& operator=(const NewsReader&) = delete;
 
-  // `others`: reads news of other descriptors, likewise; may be nullptr.
+  // `others`: reads news of other descriptors, likewise, until stop().
   void also_read(void (*others)(void* context), void* context) {
     others_context_.store(context);
     others_.store(others);

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <thread>
 
+#include "tests/support/modes.hpp"
 #include "tests/support/runtime.hpp"
 
 namespace uhmm::test {
@@ -160,6 +161,20 @@ TEST_F(UnseenUnmap, MovedAgainAndAgain) {
     EXPECT_EQ(first_wrong(memory, kBytes, 1), kBytes);
     EXPECT_EQ(stats().ranges, 0u);
     munmap(memory, kBytes);
+  });
+}
+
+// The child has what had not followed yet when the program forked.
+TEST_F(UnseenUnmap, ForkedRightAfterAMove) {
+  for_each_kind([&](int flags) {
+    std::byte* memory = mixed(flags, 1);
+    std::byte* place = map(kBytes, flags);
+    ASSERT_EQ(mremap(memory, kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, place), place);
+    const pid_t child = fork();
+    if (child == 0) _exit(first_wrong(place, kBytes, 1) == kBytes ? 0 : 1);
+    EXPECT_EQ(exit_code_of(child), 0);
+    EXPECT_EQ(first_wrong(place, kBytes, 1), kBytes);
+    munmap(place, kBytes);
   });
 }
 

@@ -287,7 +287,7 @@ TEST_F(UnseenUnmap, BesideOthersThatUseTheRange) {
         (void)uhmm_migrate(memory + from + part, kBytes - from - part, 1, nullptr);
       }
     });
-    for (int round = 0; round < 30; ++round) {
+    for (int round = 0; round < 12; ++round) {
       (void)uhmm_migrate(memory + from, part, 1, nullptr);
       ASSERT_EQ(munmap(memory + from, part), 0);
       ASSERT_EQ(map(part, flags | MAP_FIXED_NOREPLACE, memory + from), memory + from);

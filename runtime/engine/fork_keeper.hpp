@@ -84,7 +84,7 @@ class ForkKeeper {
 
   static void note_fork(void* self, int fd);
   static void run(void* self);
-  // Counted: somebody reads news while a copy of the process is being made.
+  // For os::listen_to_copies(): somebody reads news meanwhile, and the card is watched.
   static void note_copy(void* self, bool begins);
   void loop();
   void enter_body();

@@ -99,7 +99,8 @@ struct Message {
 int make_bell();
 void ring(int bell);
 void silence(int bell);
-// Waits until something can be read from one of them, or it is hung up: `ready` says of which.
+// Waits until something can be read from one of them, or it is hung up: `ready` says of which. At most `timeout_ms`; -1:
+// for ever.
 struct Watched {
   int fd = -1;  // -1: passed over
   short wanted = 1;

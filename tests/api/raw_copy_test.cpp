@@ -61,7 +61,9 @@ int steps_of(const Case& one) {
   uhmm_config config = test_config();
   config.fault_rung = one.rung;
   config.flags |= one.flags;
-  if (uhmm_init(&config) != UHMM_OK) return kNothingToSee;
+  const uhmm_status started = uhmm_init(&config);
+  if (started == UHMM_ERR_PERMISSION || started == UHMM_ERR_NOT_SUPPORTED) return kNothingToSee;
+  if (started != UHMM_OK) return 17;
   Memory memory(kBytes, false, one.sharing | MAP_ANONYMOUS);
   // The program itself keeps some of it from its children.
   std::byte* const kept = memory.page(kPages - 20);

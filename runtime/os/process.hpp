@@ -99,8 +99,8 @@ struct Message {
 int make_bell();
 void ring(int bell);
 void silence(int bell);
-// Waits until something can be read from one of them, or it is hung up: `ready` says of which. At most `timeout_ms`; -1:
-// for ever.
+// Waits until something can be read from one of them, or it is hung up: `ready` says of which. Or for `timeout_ms`, if
+// that is not negative.
 struct Watched {
   int fd = -1;  // -1: passed over
   short wanted = 1;

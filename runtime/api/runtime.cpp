@@ -37,18 +37,15 @@ void prepare_fork() {
   forks.fetch_add(1);
   gate_closed = state.load() == State::On;
   if (gate_closed) runtime->before_fork();
-  // After that: the part of this thread's stack that fork() uses is at home and stays there.
-  Arena::instance().lock_for_fork();
 }
 void parent_after_fork() {
   if (os::spawning_in_this_thread()) return;
-  Arena::instance().unlock_after_fork();
   if (gate_closed) runtime->after_fork_in_parent();
   forks.fetch_sub(1);
 }
 void child_after_fork() {
   if (os::spawning_in_this_thread()) return;
-  Arena::instance().unlock_after_fork();
+  Arena::instance().forget_after_fork();
   forks.store(0);
   visits.store(0);
   if (gate_closed) runtime->after_fork_in_child();

@@ -153,8 +153,7 @@ void Arena::deallocate(void* pointer, std::size_t bytes, std::size_t alignment) 
 
 std::size_t Arena::bytes_in_use() const noexcept { return in_use.load(std::memory_order_relaxed); }
 
-void Arena::lock_for_fork() { pools.mutex.lock(); }
-void Arena::unlock_after_fork() { pools.mutex.unlock(); }
+void Arena::forget_after_fork() { new (&pools) Pools; }
 
 std::pmr::memory_resource* Arena::resource() noexcept {
   // Never destroyed, for containers that outlive static destruction.

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
+#include <memory>
 #include <memory_resource>
 #include <new>
 #include <utility>
@@ -19,9 +21,8 @@ class Arena {
   void deallocate(void* pointer, std::size_t bytes, std::size_t alignment = alignof(std::max_align_t)) noexcept;
   // Bytes handed out and not returned.
   std::size_t bytes_in_use() const noexcept;
-  // Around fork(): nobody is inside while the process is copied.
-  void lock_for_fork();
-  void unlock_after_fork();  // in the parent and in the child
+  // In a forked child: another thread of its parent may have been inside. What was free then is lost to the child.
+  void forget_after_fork();
   // For standard containers with std::pmr; its allocate throws std::bad_alloc.
   std::pmr::memory_resource* resource() noexcept;
 };
@@ -38,6 +39,19 @@ void destroy_in_arena(T* object) {
   if (object == nullptr) return;
   object->~T();
   Arena::instance().deallocate(object, sizeof(T), alignof(T));
+}
+template <typename T>
+T* make_array_in_arena(std::size_t count) {
+  if (count > SIZE_MAX / sizeof(T)) return nullptr;
+  auto* array = static_cast<T*>(Arena::instance().allocate(count * sizeof(T), alignof(T)));
+  if (array != nullptr) std::uninitialized_value_construct_n(array, count);
+  return array;
+}
+template <typename T>
+void destroy_array_in_arena(T* array, std::size_t count) {
+  if (array == nullptr) return;
+  std::destroy_n(array, count);
+  Arena::instance().deallocate(array, count * sizeof(T), alignof(T));
 }
 struct ArenaDelete {
   template <typename T>

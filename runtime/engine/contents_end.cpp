@@ -36,6 +36,7 @@ Status discard_some(Context& context, const Segment& segment, PageMask pages, bo
       refresh_list(context, DeviceIndex{part->device}, *part, false);
     }
     drop_cpu_pages(context, segment, pages);
+    leave_to_copy(context, segment, pages);
   }
   if (segment.range->pages_out.load() == 0) disarm_if_home(context, *segment.range);
   return {};
@@ -63,6 +64,7 @@ Status abandon(Context& context, const Segment& segment, PageMask pages) {
     free_memory(context, DeviceIndex{part->device}, segment, pages);
     refresh_list(context, DeviceIndex{part->device}, *part, false);
   }
+  leave_to_copy(context, segment, pages);
   return {};
 }
 

@@ -109,6 +109,8 @@ void inherit(ForkKeeper& keeper) {
   heir.files = given->files;
   heir.socket = given->child_socket;
   heir.memory = keeper.heir_memory();
+  for (std::size_t i = 0; i < heir.snapshot->entries().size(); ++i)
+    heir.snapshot->settle(heir.snapshot->entries()[i], given->in_copy[i].load());
   heir.uffd = receive_uffd(heir.socket);
   if (heir.uffd < 0) {
     // Nobody watches this memory any more: what is missing can just be put there.

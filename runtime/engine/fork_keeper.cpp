@@ -82,7 +82,7 @@ void ForkKeeper::forget_in_child() {
 
 // --------------------------------------------------------- news of the kernel's
 
-// On any thread, which may hold any lock: waits for nobody, and the thread that forks has the arena's lock.
+// On any thread, which may hold any lock, also the arena's: waits for nobody.
 ForkKeeper::Arrival* ForkKeeper::make_arrival() {
   for (Arrival& arrival : spare_arrivals_)
     if (!arrival.in_use.exchange(true)) return &arrival;
@@ -266,6 +266,7 @@ void ForkKeeper::drop(ForkChild* child) {
     while (*link != child) link = &(*link)->next;
     *link = child->next;
   }
+  destroy_array_in_arena(child->in_copy, child->snapshot->most_entries());
   ForkSnapshot::unmap(child->snapshot);
   bare::close(child->socket);
   bare::close(child->child_socket);
@@ -373,6 +374,16 @@ void ForkKeeper::keep_owed(const Segment& segment, const PageMask& pages) {
     });
   }
   block.owed -= pages;
+}
+
+void ForkKeeper::note_in_copy(const Segment& segment, const PageMask& pages) {
+  const std::scoped_lock lock(mutex_);  // the child that is made is not dropped meanwhile
+  ForkChild* child = forking_.load();
+  if (child == nullptr) return;
+  ForkSnapshot& snapshot = *child->snapshot;
+  snapshot.for_each_of(segment.block->base, [&](ForkSnapshot::Entry& entry) {
+    child->in_copy[static_cast<std::size_t>(&entry - snapshot.entries().data())].add(pages);
+  });
 }
 
 }  // namespace uhmm::engine

@@ -32,6 +32,9 @@ inline constexpr char kAllYours = 'a';   // and the parent reads no more of its 
 struct ForkChild {
   ForkChild() : offers(Arena::instance().resource()) {}
   ForkSnapshot* snapshot = nullptr;
+  // For each entry of the snapshot: pages that came home, or ended, after they had been written down. It is ordinary
+  // memory, so the child finds what was there at the moment of the copy, and that is what the copy itself tells of.
+  SharedMask* in_copy = nullptr;  // in the arena
   SnapshotFiles files;
   int socket = -1;                    // the parent's end; hung up when the child is gone
   int child_socket = -1;              // the other one, until the fork is over
@@ -70,6 +73,8 @@ class ForkKeeper {
 
   // keep() below, for pages that are owed.
   void keep_owed(const Segment& segment, const PageMask& pages);
+  // leave_to_copy() below, while a fork is under way.
+  void note_in_copy(const Segment& segment, const PageMask& pages);
 
  private:
   enum class Mode : std::uint32_t { None, Whole, Snapshot };  // of the fork that is under way
@@ -149,6 +154,12 @@ class ForkKeeper {
 // forked children that want them keep what is there now. Pages that can't be kept raise SIGBUS in those children.
 inline void keep(Context& context, const Segment& segment, const PageMask& pages) {
   if (const PageMask owed = segment.block->owed & pages; owed.any()) context.forks->keep_owed(segment, owed);
+}
+
+// Under the block's lock, after pages have come home or have ended: what there is of them is in memory alone. A child
+// that is copied after that is owed none of them, whatever has been written down for it.
+inline void leave_to_copy(Context& context, const Segment& segment, const PageMask& pages) {
+  if (context.forks != nullptr && context.forks->forking() != nullptr) context.forks->note_in_copy(segment, pages);
 }
 
 }  // namespace uhmm::engine

@@ -241,8 +241,10 @@ bool ForkKeeper::owe(ForkSnapshot& snapshot, const Segment& segment, const PageM
 bool ForkKeeper::add_child(ForkSnapshot* snapshot) {
   auto* child = make_in_arena<ForkChild>();
   if (child == nullptr) return false;
+  child->snapshot = snapshot;
+  child->in_copy = make_array_in_arena<SharedMask>(snapshot->most_entries());
   int ends[2] = {-1, -1};
-  bool good = os::make_channel(ends) == 0;
+  bool good = child->in_copy != nullptr && os::make_channel(ends) == 0;
   child->socket = ends[0];
   child->child_socket = ends[1];
   child->files.kept = os::make_memory_file("uhmm-fork", kFileBytes);
@@ -259,10 +261,10 @@ bool ForkKeeper::add_child(ForkSnapshot* snapshot) {
   if (!good) {
     for (const int fd : {child->socket, child->child_socket, child->files.kept}) bare::close(fd);
     for (const int fd : child->files.devices) bare::close(fd);
+    destroy_array_in_arena(child->in_copy, snapshot->most_entries());
     destroy_in_arena(child);
     return false;
   }
-  child->snapshot = snapshot;
   const std::scoped_lock lock(mutex_);
   child->next = children_;
   children_ = child;

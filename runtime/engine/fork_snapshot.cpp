@@ -84,6 +84,7 @@ ForkSnapshot* ForkSnapshot::make(std::uint32_t entries, std::uint32_t ranges) {
   if (memory == nullptr) return nullptr;
   auto* snapshot = new (memory) ForkSnapshot;
   snapshot->bytes_ = bytes;
+  snapshot->most_entries_ = entries;
   snapshot->entries_ = reinterpret_cast<Entry*>(memory + sizeof(ForkSnapshot));
   snapshot->ranges_ = reinterpret_cast<ByteRange*>(snapshot->entries_ + entries);
   return snapshot;
@@ -210,7 +211,8 @@ void SnapshotReader::serve_fault(const os::UffdFault& fault) {
   snapshot_.for_each_of(block, [&](ForkSnapshot::Entry& entry) {
     if (owed || !entry.owed.load().test(first)) return;
     owed = true;
-    const std::uint32_t count = window_at(page);
+    // The child knows better what it is still owed.
+    const std::uint32_t count = settles_ ? window_at(page) : 1;
     (void)deliver_entry(entry, PageMask::of({first, count}), 0);
     walk_ = page + std::uint64_t{count} * kPageBytes;
   });
@@ -264,11 +266,11 @@ int SnapshotReader::deliver(ForkSnapshot::Entry& entry, PageRun run, std::int64_
 
 int SnapshotReader::deliver_entry(ForkSnapshot::Entry& entry, const PageMask& among, std::int64_t offset) {
   int error = 0;
-  snapshot_.deliveries_.fetch_add(1);
+  if (settles_) snapshot_.deliveries_.fetch_add(1);
   (entry.owed.load() & among).for_each_run([&](PageRun run) {
     if (error == 0) error = deliver(entry, run, offset);
   });
-  snapshot_.deliveries_.fetch_sub(1);
+  if (settles_) snapshot_.deliveries_.fetch_sub(1);
   return error;
 }
 

@@ -46,6 +46,7 @@ class ForkSnapshot {
   void add_range(ByteRange pages);
   void add_owed(VirtAddr block, DeviceIndex device, const PageMask& pages);
 
+  std::uint32_t most_entries() const { return most_entries_; }
   std::span<Entry> entries() { return {entries_, entry_count_}; }
   std::span<const ByteRange> ranges() const { return {ranges_, range_count_}; }  // watched when the process was copied
   // Calls visit(Entry&) for what there is of a block: an entry for each device that had pages of it.
@@ -55,8 +56,7 @@ class ForkSnapshot {
   // They are owed no more: delivered, or given up by the child.
   void settle(Entry& entry, const PageMask& pages) { left_.fetch_sub(entry.owed.remove(pages)); }
   void give_up(ByteRange pages);
-  // Of what was given up before the call nothing is delivered any more, also not by a delivery under way. Not for
-  // readers.
+  // Of what was given up before the call the child's own reader delivers nothing any more. Not for readers.
   void wait_for_deliveries() const;
 
  private:
@@ -65,9 +65,10 @@ class ForkSnapshot {
   Entry* entries_ = nullptr;  // the same address in both processes
   ByteRange* ranges_ = nullptr;
   std::uint32_t entry_count_ = 0;
+  std::uint32_t most_entries_ = 0;
   std::uint32_t range_count_ = 0;
   std::atomic<std::uint64_t> left_{0};
-  std::atomic<std::uint32_t> deliveries_{0};  // under way
+  std::atomic<std::uint32_t> deliveries_{0};  // under way in the child: the parent may end in the middle of its own
 };
 
 template <typename Visit>

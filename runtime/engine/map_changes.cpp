@@ -65,7 +65,7 @@ void MapChanges::note_unmap(void* self, ByteRange pages) {
 
 bool MapChanges::note_concerns(void* self, ByteRange pages) { return static_cast<MapChanges*>(self)->concern(pages); }
 
-// Who tells may be needed by a thread that forks, which has the arena's lock: nothing is allocated there.
+// Who tells must wait for nobody (news_reader.hpp), also not for the arena's lock.
 MapChanges::Chunk* MapChanges::take_chunk() {
   if (free_ == nullptr) free_ = used_.exchange(nullptr);
   if (free_ == nullptr) {

@@ -414,6 +414,7 @@ Outcome to_system(Context& context, const Segment& segment, PageMask pages, Want
         if (came != exclusive) block.commit(PageEvent::MigrateToSystem, came.minus(exclusive), index);
       }
       refresh_list(context, index, *part, false);
+      leave_to_copy(context, segment, came);
       out.moved += came.count();
       out.pages |= came;
       record_runs(context, segment, came, UHMM_EVENT_TO_SYSTEM, cause, index.processor(), os::now_ns() - started);

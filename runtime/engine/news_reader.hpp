@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // A thread in a system call that userfaultfd has news of sleeps until the news is read, whatever locks it holds: one
-// that forks has the arena's, one that maps something in place of watched memory a block's. Who serves faults may be
-// waiting for just that lock. So while there is such a thread somebody reads who waits for nobody.
+// that maps something in place of watched memory has a block's, one that forks may have any of the program's. Who
+// serves faults may be waiting for just that block, or for a thread that wants that lock. So while there is such a
+// thread somebody reads who waits for nobody.
 #pragma once
 
 #include <atomic>

@@ -7,7 +7,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <bitset>
+#include <array>
+#include <atomic>
+
+#include "runtime/os/descriptors.hpp"
 
 namespace uhmm::preload {
 namespace {
@@ -16,8 +19,33 @@ constexpr int kMost = 4096;   // higher ones are not kept track of
 constexpr int kNeeded = 128;  // eight devices' and the runtime's own, with room to spare
 constexpr int kFirst = 3;
 
-constinit std::bitset<kMost> kept;
+// A set of descriptors that threads of the runtime change beside others that look.
+class Numbers {
+ public:
+  bool has(int fd) const { return (word(fd).load() & bit(fd)) != 0; }
+  void add(int fd) { word(fd).fetch_or(bit(fd)); }
+  void remove(int fd) { word(fd).fetch_and(~bit(fd)); }
+  void clear() {
+    for (auto& word : words_) word.store(0);
+  }
+
+ private:
+  static std::uint64_t bit(int fd) { return std::uint64_t{1} << (static_cast<unsigned>(fd) % 64); }
+  std::atomic<std::uint64_t>& word(int fd) { return words_[static_cast<std::size_t>(fd) / 64]; }
+  const std::atomic<std::uint64_t>& word(int fd) const { return words_[static_cast<std::size_t>(fd) / 64]; }
+  std::array<std::atomic<std::uint64_t>, kMost / 64> words_{};
+};
+
+constinit Numbers kept;
 constinit pid_t owner = -1;
+
+void note(int fd, bool ours) {
+  if (fd < kFirst || fd >= kMost) return;
+  if (ours)
+    kept.add(fd);
+  else
+    kept.remove(fd);
+}
 
 bool is_open(int fd) { return fcntl(fd, F_GETFD) != -1; }
 
@@ -36,17 +64,17 @@ HighDescriptors::HighDescriptors() {
   // Whatever is free below is taken for a moment.
   const int filler = floor != 0 ? ::open("/dev/null", O_RDONLY | O_CLOEXEC) : -1;
   if (filler < 0) return;
-  kept.reset();
+  kept.clear();
   int last = filler;
   while (last >= 0 && last < floor) {
-    kept.set(static_cast<std::size_t>(last));
+    kept.add(last);
     last = fcntl(filler, F_DUPFD_CLOEXEC, last + 1);
   }
   if (last >= floor) (void)syscall(SYS_close, last);
   floor_ = floor;
   // What is open above belongs to whoever started the program.
   for (int fd = floor; fd < kMost; ++fd)
-    if (is_open(fd)) kept.set(static_cast<std::size_t>(fd));
+    if (is_open(fd)) kept.add(fd);
 }
 
 HighDescriptors::~HighDescriptors() {
@@ -54,17 +82,21 @@ HighDescriptors::~HighDescriptors() {
     return;
   }
   for (int fd = kFirst; fd < floor_; ++fd)
-    if (kept.test(static_cast<std::size_t>(fd))) (void)syscall(SYS_close, fd);
-  std::bitset<kMost> before = kept;
-  kept.reset();
-  for (int fd = floor_; fd < kMost; ++fd)
-    if (is_open(fd) && !before.test(static_cast<std::size_t>(fd))) kept.set(static_cast<std::size_t>(fd));
+    if (kept.has(fd)) {
+      (void)syscall(SYS_close, fd);
+      kept.remove(fd);
+    }
+  for (int fd = floor_; fd < kMost; ++fd) {
+    if (kept.has(fd))
+      kept.remove(fd);
+    else if (is_open(fd))
+      kept.add(fd);
+  }
   owner = getpid();
+  os::set_descriptor_guard(floor_, note);
 }
 
-bool is_protected(int fd) {
-  return fd >= kFirst && fd < kMost && kept.test(static_cast<std::size_t>(fd)) && owner == getpid();
-}
+bool is_protected(int fd) { return fd >= kFirst && fd < kMost && kept.has(fd) && owner == getpid(); }
 
 int close_unprotected(unsigned first, unsigned last, int flags) {
   // Close-on-exec they are, all of them.

@@ -7,8 +7,8 @@
 
 namespace uhmm::preload {
 
-// While it lives, descriptors that are opened get high numbers; afterwards those are protected. Not beside other
-// threads.
+// While it lives, descriptors that are opened get high numbers; afterwards those are protected, and those that the
+// runtime keeps later (runtime/os/descriptors.hpp). Not beside other threads of the program.
 class HighDescriptors {
  public:
   HighDescriptors();

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "runtime/base/inject.hpp"
+#include "runtime/os/descriptors.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -104,7 +105,7 @@ bool start_thread() {
 void inherit(ForkKeeper& keeper) {
   ForkChild* given = keeper.forking();
   if (given == nullptr) return;
-  bare::close(std::exchange(given->socket, -1));  // then the other end hears of the parent's end
+  os::close_kept(std::exchange(given->socket, -1));  // then the other end hears of the parent's end
   heir.snapshot = given->snapshot;
   heir.files = given->files;
   heir.socket = given->child_socket;

@@ -13,6 +13,7 @@
 #include "runtime/base/inject.hpp"
 #include "runtime/base/log.hpp"
 #include "runtime/engine/pool_calls.hpp"
+#include "runtime/os/descriptors.hpp"
 #include "runtime/os/thread.hpp"
 
 namespace uhmm::engine {
@@ -50,11 +51,11 @@ void ForkKeeper::stop() {
   // Children that serve themselves have all they need. Whoever does not yet goes on as if the parent had ended.
   // What is watched by nobody's descriptor can be written by hand, so those are closed first.
   for (Arrival* arrival = arrivals_.exchange(nullptr); arrival != nullptr;) {
-    bare::close(arrival->fd);
+    os::close_kept(arrival->fd);
     end_arrival(std::exchange(arrival, arrival->next));
   }
   while (children_ != nullptr) drop(children_);
-  for (const Stray& stray : strays_) bare::close(stray.uffd);
+  for (const Stray& stray : strays_) os::close_kept(stray.uffd);
   strays_.clear();
   bare::unmap_pages(card_, kPageBytes);
   card_ = nullptr;
@@ -69,14 +70,15 @@ void ForkKeeper::stop() {
 void ForkKeeper::forget_in_child() {
   thread_.forget();
   for (ForkChild* child = children_; child != nullptr; child = child->next) {
-    bare::close(child->socket);
-    bare::close(child->child_socket);
-    bare::close(child->files.kept);
-    for (const int file : child->files.devices) bare::close(file);
-    for (const int uffd : child->offers) bare::close(uffd);
+    os::close_kept(child->socket);
+    os::close_kept(child->child_socket);
+    os::close_kept(child->files.kept);
+    for (const int file : child->files.devices) os::close_kept(file);
+    for (const int uffd : child->offers) os::close_kept(uffd);
   }
-  for (const Stray& stray : strays_) bare::close(stray.uffd);
-  for (const Arrival* arrival = arrivals_.load(); arrival != nullptr; arrival = arrival->next) bare::close(arrival->fd);
+  for (const Stray& stray : strays_) os::close_kept(stray.uffd);
+  for (const Arrival* arrival = arrivals_.load(); arrival != nullptr; arrival = arrival->next)
+    os::close_kept(arrival->fd);
   bare::close(wake_fd_);
 }
 
@@ -101,7 +103,7 @@ void ForkKeeper::end_arrival(Arrival* arrival) {
 void ForkKeeper::note_fork(void* self, int fd) {
   auto& keeper = *static_cast<ForkKeeper*>(self);
   Arrival* arrival = keeper.make_arrival();
-  arrival->fd = fd;
+  arrival->fd = os::keep_descriptor(fd);
   arrival->mode = keeper.mode_.load();
   // Memory was moved just before: what has not followed it is missing in the child.
   if (arrival->mode == Mode::Whole && keeper.context_.changes.pending()) arrival->mode = Mode::None;
@@ -203,7 +205,7 @@ void ForkKeeper::take_arrivals() {
   while (oldest != nullptr) {
     Arrival* const arrival = std::exchange(oldest, oldest->next);
     if (arrival->mode == Mode::Whole)
-      bare::close(arrival->fd);  // it has everything: ordinary memory from now on
+      os::close_kept(arrival->fd);  // it has everything: ordinary memory from now on
     else if (arrival->mode == Mode::Snapshot)
       offer(*arrival->child, arrival->fd);
     else
@@ -237,7 +239,7 @@ bool ForkKeeper::hear(ForkChild& child) {
     add_stray(first, true);
     return true;
   }
-  bare::close(first);
+  os::close_kept(first);
   answer_is_final(child);
   (void)os::send_message(child.socket, &kAllYours, 1, -1);
   return true;
@@ -247,7 +249,7 @@ void ForkKeeper::answer_is_final(ForkChild& child) {
   child.answered = true;
   for (const int uffd : child.offers) add_stray(uffd, true);
   child.offers.clear();
-  for (int& file : child.files.devices) bare::close(std::exchange(file, -1));  // it reads no more of it here
+  for (int& file : child.files.devices) os::close_kept(std::exchange(file, -1));  // it reads no more of it here
 }
 
 void ForkKeeper::attend(ForkChild& child, bool heard) {
@@ -256,7 +258,7 @@ void ForkKeeper::attend(ForkChild& child, bool heard) {
   child.gone = true;
   answer_is_final(child);
   // Hung up, it would be heard again and again.
-  bare::close(std::exchange(child.socket, -1));
+  os::close_kept(std::exchange(child.socket, -1));
 }
 
 void ForkKeeper::drop(ForkChild* child) {
@@ -268,11 +270,11 @@ void ForkKeeper::drop(ForkChild* child) {
   }
   destroy_array_in_arena(child->in_copy, child->snapshot->most_entries());
   ForkSnapshot::unmap(child->snapshot);
-  bare::close(child->socket);
-  bare::close(child->child_socket);
-  bare::close(child->files.kept);
-  for (const int file : child->files.devices) bare::close(file);
-  for (const int uffd : child->offers) bare::close(uffd);
+  os::close_kept(child->socket);
+  os::close_kept(child->child_socket);
+  os::close_kept(child->files.kept);
+  for (const int file : child->files.devices) os::close_kept(file);
+  for (const int uffd : child->offers) os::close_kept(uffd);
   destroy_in_arena(child);
 }
 
@@ -304,7 +306,7 @@ void ForkKeeper::serve_strays() {
     serve_stray(stray);
     if (!stray.poisoned && !stray.ours) stray.poisoned = poison_stray(stray.uffd);
     if (stray.ours || bare::process_gone(stray.uffd)) {
-      bare::close(stray.uffd);
+      os::close_kept(stray.uffd);
       strays_.erase(strays_.begin() + static_cast<std::ptrdiff_t>(i));
     } else {
       ++i;

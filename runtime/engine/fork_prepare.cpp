@@ -14,12 +14,11 @@
 #include "runtime/engine/memory_calls.hpp"
 #include "runtime/engine/migrator.hpp"
 #include "runtime/engine/mirrors.hpp"
+#include "runtime/os/descriptors.hpp"
 #include "runtime/os/fork_advice.hpp"
 
 namespace uhmm::engine {
 namespace {
-
-namespace bare = os::bare;
 
 // Bringing less home than this costs no more than a thread for the child and its files.
 constexpr std::int64_t kFewestPages = 128;
@@ -128,7 +127,7 @@ void ForkKeeper::finish_in_parent() {
   context_.uffd.let_tell();  // somebody may have seen the mode before
   context_.news.end();
   if (ForkChild* child = forking_.exchange(nullptr); child != nullptr) {
-    bare::close(std::exchange(child->child_socket, -1));
+    os::close_kept(std::exchange(child->child_socket, -1));
     child->snapshot->set_inherited(false);
     child->forked.store(true);
     // There is no child, or nothing of the watched memory is in it.
@@ -245,22 +244,22 @@ bool ForkKeeper::add_child(ForkSnapshot* snapshot) {
   child->in_copy = make_array_in_arena<SharedMask>(snapshot->most_entries());
   int ends[2] = {-1, -1};
   bool good = child->in_copy != nullptr && os::make_channel(ends) == 0;
-  child->socket = ends[0];
-  child->child_socket = ends[1];
-  child->files.kept = os::make_memory_file("uhmm-fork", kFileBytes);
+  child->socket = os::keep_descriptor(ends[0]);
+  child->child_socket = os::keep_descriptor(ends[1]);
+  child->files.kept = os::keep_descriptor(os::make_memory_file("uhmm-fork", kFileBytes));
   good = good && child->files.kept >= 0;
   {
     const Operation operation(context_);
     for (std::uint32_t i = 0; i < kMaxDevices; ++i) {
       const Device* device = context_.healthy(DeviceIndex{i});
       if (device == nullptr || device->memory_file() < 0) continue;
-      child->files.devices[i] = os::duplicate_read_only(device->memory_file());
+      child->files.devices[i] = os::keep_descriptor(os::duplicate_read_only(device->memory_file()));
       good = good && child->files.devices[i] >= 0;
     }
   }
   if (!good) {
-    for (const int fd : {child->socket, child->child_socket, child->files.kept}) bare::close(fd);
-    for (const int fd : child->files.devices) bare::close(fd);
+    for (const int fd : {child->socket, child->child_socket, child->files.kept}) os::close_kept(fd);
+    for (const int fd : child->files.devices) os::close_kept(fd);
     destroy_array_in_arena(child->in_copy, snapshot->most_entries());
     destroy_in_arena(child);
     return false;

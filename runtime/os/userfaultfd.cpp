@@ -11,6 +11,7 @@
 #include <thread>
 #include <utility>
 
+#include "runtime/os/descriptors.hpp"
 #include "runtime/os/userfaultfd_abi.hpp"
 
 namespace uhmm::os {
@@ -128,7 +129,7 @@ Userfaultfd::~Userfaultfd() { close(); }
 int Userfaultfd::release() { return std::exchange(fd_, -1); }
 
 void Userfaultfd::close() {
-  if (const int spare = spare_.exchange(-1); spare >= 0) ::close(spare);
+  if (const int spare = spare_.exchange(-1); spare >= 0) close_kept(spare);
   for (int* fd : {&fd_, &pagemap_})
     if (*fd >= 0) ::close(std::exchange(*fd, -1));
 }
@@ -360,9 +361,9 @@ void Userfaultfd::wake(ByteRange pages) const {
 
 void Userfaultfd::renew_spare() const {
   if (spare_.load() >= 0) return;
-  const int fresh = fcntl(fd_, F_DUPFD_CLOEXEC, 3);
+  const int fresh = keep_descriptor(fcntl(fd_, F_DUPFD_CLOEXEC, 3));
   int none = -1;
-  if (fresh >= 0 && !spare_.compare_exchange_strong(none, fresh)) ::close(fresh);
+  if (fresh >= 0 && !spare_.compare_exchange_strong(none, fresh)) close_kept(fresh);
 }
 
 long Userfaultfd::read_message(void* messages, std::size_t bytes) const {
@@ -370,7 +371,7 @@ long Userfaultfd::read_message(void* messages, std::size_t bytes) const {
   // Out of descriptors a fork would sleep until one is free.
   if (got < 0 && (errno == EMFILE || errno == ENFILE))
     if (const int spare = spare_.exchange(-1); spare >= 0) {
-      ::close(spare);
+      close_kept(spare);
       got = ::read(fd_, messages, bytes);
     }
   return got;

@@ -309,8 +309,9 @@ class SuddenEnd : public RuntimeTest {
       EXPECT_TRUE(ends_soon(pidfd)) << "a device process outlives its program";
       close(pidfd);
     }
-    // What it had was in its memory and in files without a name.
-    for (const std::string& name : entries_of("/dev/shm")) EXPECT_TRUE(before.contains(name)) << name;
+    // What it had was in its memory and in files without a name. Other tests, which run at the same time, have some.
+    for (const std::string& name : entries_of("/dev/shm"))
+      EXPECT_TRUE(before.contains(name) || name.starts_with("uhmm-test-")) << name;
   }
 };
 

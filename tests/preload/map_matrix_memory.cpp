@@ -55,7 +55,7 @@ int make_file(Kind kind, std::size_t bytes) {
   if (kind == Kind::Memfd) {
     fd = memfd_create("uhmm-matrix", MFD_CLOEXEC);
   } else {
-    char path[] = "/dev/shm/uhmm-matrix-XXXXXX";
+    char path[] = "/dev/shm/uhmm-test-XXXXXX";
     fd = mkstemp(path);
     // A private mapping needs no name; what has one is mirrored.
     if (kind == Kind::PrivateFile) unlink(path);

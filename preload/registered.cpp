@@ -17,6 +17,7 @@ namespace {
 // Calls visit(pages, mapping) for what is mapped of the parts.
 template <typename Visit>
 void for_each_mapping(const Parts& parts, Visit&& visit) {
+  if (parts.empty()) return;  // also for the runtime's own calls: no descriptors beside those of the program
   os::ProcessMemory process;
   if (!process.open().ok()) return;
   for (const RegisteredPart& part : parts) {

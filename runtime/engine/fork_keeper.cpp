@@ -88,7 +88,8 @@ void ForkKeeper::forget_in_child() {
 ForkKeeper::Arrival* ForkKeeper::make_arrival() {
   for (Arrival& arrival : spare_arrivals_)
     if (!arrival.in_use.exchange(true)) return &arrival;
-  std::byte* memory = bare::map_pages(sizeof(Arrival));
+  // A child closes what has arrived just before it was made.
+  std::byte* memory = bare::map_inherited(sizeof(Arrival));
   UHMM_REQUIRE(memory != nullptr, "no memory to hear of a copy of the process");
   return new (memory) Arrival;
 }

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "runtime/engine/fork_heir.hpp"
 
+#include <unistd.h>
+
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "runtime/base/inject.hpp"
@@ -24,8 +27,13 @@ struct Heir {
   std::byte* memory = nullptr;  // kHeirBytes
   std::atomic<std::uint32_t> ready{0};
   std::atomic<bool> active{false};
+  pid_t process = -1;
 };
 Heir heir;
+
+// A copy of the process made past fork() has this as well, but nothing is served there: what it drops its parent may
+// still want.
+bool inherits() { return heir.active.load() && heir.process == getpid(); }
 
 // A page that the thread watches besides: touching it asks for everything, and sleeps until it has come.
 VirtAddr bell() { return VirtAddr{heir.memory + kStackEnd}; }
@@ -88,6 +96,25 @@ void wait_for_last_word(int socket) {
   while (letter != kAllYours && os::receive_message(socket, &letter, 1, -1, &message) == 0) bare::close(message.fd);
 }
 
+// What the program had moved or unmapped by the time of the copy, and had not been followed yet. The list of it is
+// ordinary memory, too.
+void follow_unfinished(SnapshotReader reader, const MapChanges& changes) {
+  if (!changes.pending()) return;
+  for (ForkSnapshot::Entry& entry : heir.snapshot->entries())
+    entry.owed.load().for_each_run([&](PageRun run) {
+      for (std::uint32_t i = 0; i < run.count; ++i) {
+        const PageMask one = PageMask::of({run.first + i, 1});
+        const VirtAddr from = VirtAddr{entry.block} + (run.offset() + i * kPageBytes);
+        const std::optional<VirtAddr> to = changes.place_of(from, kPageBytes).address;
+        if (!to)
+          heir.snapshot->settle(entry, one);
+        else if (*to != from)
+          while (reader.deliver_some(entry, one, static_cast<std::int64_t>(to->value - from.value)) != 0) {
+          }
+      }
+    });
+}
+
 bool start_thread() {
   if (inject::should_fail(inject::Point::SnapshotTakeOver)) return false;
   heir.ready.store(0);
@@ -112,10 +139,12 @@ void inherit(ForkKeeper& keeper) {
   heir.memory = keeper.heir_memory();
   for (std::size_t i = 0; i < heir.snapshot->entries().size(); ++i)
     heir.snapshot->settle(heir.snapshot->entries()[i], given->in_copy[i].load());
+  heir.process = getpid();
   heir.uffd = receive_uffd(heir.socket);
+  follow_unfinished(reader_of(heir), keeper.changes());
   if (heir.uffd < 0) {
     // Nobody watches this memory any more: what is missing can just be put there.
-    reader_of(heir).write_all();
+    reader_of(heir).deliver_all();
   } else if (!start_thread()) {
     SnapshotReader reader = reader_of(heir);
     while (heir.snapshot->left() != 0) reader.deliver_all();
@@ -133,15 +162,15 @@ void inherit(ForkKeeper& keeper) {
 }
 
 void finish_inheriting() {
-  if (!heir.active.load()) return;
+  if (!inherits()) return;
   // Sleeps until the thread has brought everything, or reads a page of nothing that nobody watches any more.
   (void)*static_cast<const volatile char*>(bell().pointer());
 }
 
 void give_up_inheritance(ByteRange pages) {
-  if (!heir.active.load() || pages.empty()) return;
+  if (!inherits() || pages.empty()) return;
   heir.snapshot->give_up(pages);
-  heir.snapshot->wait_for_deliveries();
+  heir.snapshot->wait_for_round();
 }
 
 }  // namespace uhmm::engine

@@ -66,6 +66,7 @@ class ForkKeeper {
   void finish_in_parent();
   // In the child: what it takes over (see inherit()), or nullptr: it has everything.
   ForkChild* forking() const { return forking_.load(); }
+  const MapChanges& changes() const { return context_.changes; }
   // Pages that every child finds, never touched here: kHeirBytes.
   std::byte* heir_memory() const { return heir_memory_; }
   // In the child, after inherit(): the keeper's thread and descriptors are the parent's.

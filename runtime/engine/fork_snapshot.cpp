@@ -4,11 +4,13 @@
 #include <sched.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <ctime>
 #include <new>
 
 #include "runtime/os/memory.hpp"
+#include "runtime/os/page_details.hpp"
 
 namespace uhmm::engine {
 namespace {
@@ -120,9 +122,22 @@ void ForkSnapshot::give_up(ByteRange pages) {
   }
 }
 
-void ForkSnapshot::wait_for_deliveries() const {
-  while (deliveries_.load() != 0) sched_yield();
+void ForkSnapshot::wait_for_round() const {
+  const std::uint32_t round = rounds_.load();
+  while (round % 2 != 0 && rounds_.load() == round) sched_yield();
 }
+
+struct SnapshotReader::Round {
+  explicit Round(SnapshotReader& reader) : rounds(reader.settles_ ? &reader.snapshot_.rounds_ : nullptr) {
+    if (rounds != nullptr) rounds->fetch_add(1);
+  }
+  Round(const Round&) = delete;
+  Round& operator=(const Round&) = delete;
+  ~Round() {
+    if (rounds != nullptr) rounds->fetch_add(1);
+  }
+  std::atomic<std::uint32_t>* const rounds;
+};
 
 std::uint32_t SnapshotReader::window_at(VirtAddr page) {
   window_ = page == walk_ && window_ != 0 ? std::min(window_ * 2, kPagesPerBlock) : kFirstWindow;
@@ -175,6 +190,8 @@ void SnapshotReader::read_all(News& news) {
 }
 
 bool SnapshotReader::serve(VirtAddr bell) {
+  // Who moves memory goes on when it is read, and may drop it before it is followed.
+  const Round round(*this);
   News news;
   news.bell = bell;
   read_all(news);
@@ -213,7 +230,7 @@ void SnapshotReader::serve_fault(const os::UffdFault& fault) {
     owed = true;
     // The child knows better what it is still owed.
     const std::uint32_t count = settles_ ? window_at(page) : 1;
-    (void)deliver_entry(entry, PageMask::of({first, count}), 0);
+    (void)deliver_some(entry, PageMask::of({first, count}), 0);
     walk_ = page + std::uint64_t{count} * kPageBytes;
   });
   if (!owed) {
@@ -264,13 +281,14 @@ int SnapshotReader::deliver(ForkSnapshot::Entry& entry, PageRun run, std::int64_
   return error;
 }
 
-int SnapshotReader::deliver_entry(ForkSnapshot::Entry& entry, const PageMask& among, std::int64_t offset) {
+int SnapshotReader::deliver_some(ForkSnapshot::Entry& entry, const PageMask& among, std::int64_t offset) {
   int error = 0;
-  if (settles_) snapshot_.deliveries_.fetch_add(1);
   (entry.owed.load() & among).for_each_run([&](PageRun run) {
-    if (error == 0) error = deliver(entry, run, offset);
+    if (uffd_ < 0)
+      write(entry, run, offset);
+    else if (error == 0)
+      error = deliver(entry, run, offset);
   });
-  if (settles_) snapshot_.deliveries_.fetch_sub(1);
   return error;
 }
 
@@ -282,7 +300,7 @@ int SnapshotReader::follow(const os::UffdMove& move) {
   for (ForkSnapshot::Entry& entry : snapshot_.entries()) {
     const PageMask part = part_of_block(from, VirtAddr{entry.block});
     int error = 0;
-    do error = deliver_entry(entry, part, offset);
+    do error = deliver_some(entry, part, offset);
     while (error == ENOMEM);  // nobody else would know where the pages went
     if (error != 0) return error;
   }
@@ -290,7 +308,8 @@ int SnapshotReader::follow(const os::UffdMove& move) {
 }
 
 void SnapshotReader::deliver_all() {
-  for (ForkSnapshot::Entry& entry : snapshot_.entries()) (void)deliver_entry(entry, PageMask::all(), 0);
+  const Round round(*this);
+  for (ForkSnapshot::Entry& entry : snapshot_.entries()) (void)deliver_some(entry, PageMask::all(), 0);
 }
 
 void SnapshotReader::release(ByteRange range) {
@@ -315,30 +334,36 @@ void SnapshotReader::watch_no_more() {
   for (const ByteRange& range : snapshot_.ranges()) release(range);
 }
 
-void SnapshotReader::write_all() {
-  for (ForkSnapshot::Entry& entry : snapshot_.entries())
-    entry.owed.load().for_each_run([&](PageRun run) {
-      PageMask lost;
-      fetch(entry, run, &lost);
-      PageMask::of(run).minus(lost).for_each_run([&](PageRun part) {
-        const std::byte* from = buffer_ + std::size_t{part.first - run.first} * kPageBytes;
-        const VirtAddr to{entry.block + part.offset()};
-        // It may be watched for a moment longer than the parent lives. What can't be written is not there, or is lost.
-        constexpr timespec kMoment{0, 1'000'000};
-        for (int tries = 0; !bare::write_own_memory(to, from, part.bytes()); ++tries) {
-          if (tries == kMostTries || !bare::is_mapped(to)) {
-            lost.set(part);
-            break;
-          }
-          (void)nanosleep(&kMoment, nullptr);
-        }
-      });
-      lost.for_each_run([&](PageRun part) {
-        const VirtAddr begin{entry.block + part.offset()};
-        if (bare::is_mapped(begin)) (void)os::map_bus_error({begin, begin + part.bytes()});
-      });
-      snapshot_.settle(entry, PageMask::of(run));
-    });
+void SnapshotReader::write(ForkSnapshot::Entry& entry, PageRun run, std::int64_t offset) {
+  PageMask lost;
+  fetch(entry, run, &lost);
+  const auto target = [&](PageRun part) {
+    return VirtAddr{entry.block + part.offset() + static_cast<std::uint64_t>(offset)};
+  };
+  // What had come home by the time of the copy may have been changed since it was written down.
+  std::array<os::PageDetails, kPagesPerBlock> details{};
+  (void)os::page_details(target(run), std::span(details).first(run.count));
+  PageMask missing;
+  for (std::uint32_t i = 0; i < run.count; ++i)
+    if (!details[i].swapped && (!details[i].present || details[i].zero)) missing.set(run.first + i);
+  (missing.minus(lost)).for_each_run([&](PageRun part) {
+    const std::byte* from = buffer_ + std::size_t{part.first - run.first} * kPageBytes;
+    const VirtAddr to = target(part);
+    // It may be watched for a moment longer than the parent lives. What can't be written is not there, or is lost.
+    constexpr timespec kMoment{0, 1'000'000};
+    for (int tries = 0; !bare::write_own_memory(to, from, part.bytes()); ++tries) {
+      if (tries == kMostTries || !bare::is_mapped(to)) {
+        lost.set(part);
+        break;
+      }
+      (void)nanosleep(&kMoment, nullptr);
+    }
+  });
+  (lost & missing).for_each_run([&](PageRun part) {
+    const VirtAddr begin = target(part);
+    if (bare::is_mapped(begin)) (void)os::map_bus_error({begin, begin + part.bytes()});
+  });
+  snapshot_.settle(entry, PageMask::of(run));
 }
 
 void SnapshotReader::poison_in(int uffd) {

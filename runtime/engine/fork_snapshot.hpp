@@ -56,8 +56,9 @@ class ForkSnapshot {
   // They are owed no more: delivered, or given up by the child.
   void settle(Entry& entry, const PageMask& pages) { left_.fetch_sub(entry.owed.remove(pages)); }
   void give_up(ByteRange pages);
-  // Of what was given up before the call the child's own reader delivers nothing any more. Not for readers.
-  void wait_for_deliveries() const;
+  // Of what was given up before the call the child's own reader delivers nothing any more, nor does it follow a move
+  // that had ended before the call. Not for readers.
+  void wait_for_round() const;
 
  private:
   friend class SnapshotReader;
@@ -68,7 +69,8 @@ class ForkSnapshot {
   std::uint32_t most_entries_ = 0;
   std::uint32_t range_count_ = 0;
   std::atomic<std::uint64_t> left_{0};
-  std::atomic<std::uint32_t> deliveries_{0};  // under way in the child: the parent may end in the middle of its own
+  // Odd while the child's own reader is at work. The parent's is not counted: it may end in the middle.
+  std::atomic<std::uint32_t> rounds_{0};
 };
 
 template <typename Visit>
@@ -95,7 +97,8 @@ struct SnapshotFiles {
   std::array<int, kMaxDevices> devices{-1, -1, -1, -1, -1, -1, -1, -1};
 };
 
-// Gives a child its pages through its userfaultfd. Nothing here needs more than `bare` does.
+// Gives a child its pages through its userfaultfd, or without one (-1), in the child itself, into its memory. With a
+// userfaultfd nothing here needs more than `bare` does.
 class SnapshotReader {
  public:
   static constexpr std::size_t kBufferBytes = kBlockBytes;
@@ -107,14 +110,16 @@ class SnapshotReader {
   // Reads what there is to read from the child's userfaultfd and serves it. True: the child has touched `bell`.
   bool serve(VirtAddr bell = VirtAddr{});
   void deliver_all();
+  // Of what is owed: into the pages of the child that begin `offset` bytes further on. 0, or EAGAIN and ENOMEM: some
+  // are still owed.
+  int deliver_some(ForkSnapshot::Entry& entry, const PageMask& among, std::int64_t offset);
   // Ranges of which nothing is owed are ordinary memory from now on.
   void release_ranges();
   // The child's memory is ordinary from now on. Everything has to be delivered before.
   void watch_no_more();
-  // The same as deliver_all(), in the child itself and without its userfaultfd: that ended with the parent.
-  void write_all();
 
  private:
+  struct Round;
   void serve_fault(const os::UffdFault& fault);
   struct News;
   void read_all(News& news);
@@ -123,10 +128,9 @@ class SnapshotReader {
   // The child has been copied itself, by a system call that nobody was told of: in that copy what is owed raises
   // SIGBUS.
   void poison_in(int uffd);
-  // Into the pages of the child that begin `offset` bytes further on.
-  // 0, or EAGAIN and ENOMEM: some are still owed.
   int deliver(ForkSnapshot::Entry& entry, PageRun run, std::int64_t offset);
-  int deliver_entry(ForkSnapshot::Entry& entry, const PageMask& among, std::int64_t offset);
+  // The same in the child itself and without its userfaultfd: that ended with the parent.
+  void write(ForkSnapshot::Entry& entry, PageRun run, std::int64_t offset);
   // Contents of the run, as they were. Pages of which there is nothing any more are in *lost.
   void fetch(const ForkSnapshot::Entry& entry, PageRun run, PageMask* lost);
   std::uint32_t window_at(VirtAddr page);

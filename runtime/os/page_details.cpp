@@ -12,6 +12,7 @@ namespace uhmm::os {
 namespace {
 
 constexpr std::uint64_t kPresent = std::uint64_t{1} << 63;
+constexpr std::uint64_t kSwapped = std::uint64_t{1} << 62;
 constexpr std::uint64_t kFile = std::uint64_t{1} << 61;
 constexpr std::uint64_t kWriteProtected = std::uint64_t{1} << 57;  // by userfaultfd
 constexpr std::uint64_t kExclusive = std::uint64_t{1} << 56;
@@ -92,6 +93,7 @@ Status page_details(VirtAddr first, std::span<PageDetails> out) {
       PageDetails& page = out[done + i];
       page = {};
       page.present = (entries[i] & kPresent) != 0;
+      page.swapped = (entries[i] & (kSwapped | kWriteProtected)) == kSwapped;
       page.file = (entries[i] & kFile) != 0;
       page.exclusive = (entries[i] & kExclusive) != 0;
     }

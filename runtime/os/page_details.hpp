@@ -13,6 +13,7 @@ namespace uhmm::os {
 
 struct PageDetails {
   bool present = false;
+  bool swapped = false;    // its contents are in swap, and no userfaultfd protects it
   bool file = false;       // of a file, or shared memory
   bool exclusive = false;  // mapped by this process alone
   bool zero = false;       // the page of zeros that reading untouched memory gives (6.7; before: unknown)

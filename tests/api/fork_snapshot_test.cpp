@@ -10,90 +10,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include <functional>
 #include <thread>
 
-#include "runtime/base/inject.hpp"
-#include "runtime/os/userfaultfd.hpp"
-#include "tests/support/modes.hpp"
-#include "tests/support/runtime.hpp"
+#include "tests/support/fork_snapshots.hpp"
 
 namespace uhmm::test {
 namespace {
-
-bool kernel_tells_of_forks() {
-  const auto uffd = os::Userfaultfd::open(os::Rung::Any, os::kFollowForks);
-  return uffd.ok() && const_cast<Result<os::Userfaultfd>&>(uffd)->features().follows_forks;
-}
-
-// Called by forks after the runtime's own handler, as those of a program are that has used fork handlers first.
-std::function<void()> last_before_copy;
-const int kHandlerStatus = pthread_atfork(
-    [] {
-      if (last_before_copy) last_before_copy();
-    },
-    nullptr, nullptr);
-
-// A word from one process to another.
-class Signal {
- public:
-  Signal() { EXPECT_EQ(pipe(ends_), 0); }
-  ~Signal() {
-    close(ends_[0]);
-    close(ends_[1]);
-  }
-  void give() const { EXPECT_EQ(write(ends_[1], "x", 1), 1); }
-  bool take() const {
-    char word = 0;
-    return read(ends_[0], &word, 1) == 1;
-  }
-
- private:
-  int ends_[2] = {-1, -1};
-};
-
-class ForkSnapshots : public RuntimeTest {
- protected:
-  static constexpr std::size_t kPages = 1200;  // over three blocks and more
-
-  void SetUp() override {
-    if (!kernel_tells_of_forks()) GTEST_SKIP() << "the kernel tells this process of no forks (CAP_SYS_PTRACE)";
-    start(test_config());
-    memory_ = std::make_unique<Memory>(kPages * kPage);
-    fill(data(), bytes(), 1);
-    UHMM_ASSERT_OK(uhmm_migrate(data(), bytes(), 1, nullptr));
-  }
-  void TearDown() override {
-    inject::disarm_all();
-    memory_.reset();
-    stop();
-  }
-
-  std::byte* data() const { return memory_->data(); }
-  std::byte* page(std::size_t i) const { return memory_->page(i); }
-  std::size_t bytes() const { return memory_->bytes(); }
-  bool holds(std::uint64_t seed) const { return first_wrong(data(), bytes(), seed) == bytes(); }
-
-  // A child that waits for the parent's word before it runs `body`, which returns its exit code.
-  template <typename Body>
-  pid_t child_that(Body&& body) {
-    const pid_t child = fork();
-    if (child == 0) _exit(go_.take() ? body() : 99);
-    return child;
-  }
-  int let_go(pid_t child) {
-    go_.give();
-    return exit_code_of(child);
-  }
-  // Nothing has come home for a fork.
-  void expect_still_away() {
-    EXPECT_EQ(stats().pages_on_devices, kPages);
-    EXPECT_EQ(pages_in_state(data(), bytes(), UHMM_PAGE_DEVICE), kPages);
-  }
-
-  std::unique_ptr<Memory> memory_;
-  Signal go_;
-};
 
 TEST_F(ForkSnapshots, NothingComesHomeAndTheChildSeesEverything) {
   const pid_t child = child_that([&] {
@@ -149,44 +71,6 @@ TEST_F(ForkSnapshots, TheChildKeepsWhatTheParentGivesBack) {
   std::memset(data(), 7, bytes());
   EXPECT_EQ(let_go(child), 0);
   UHMM_ASSERT_OK(uhmm_register(data(), bytes()));
-}
-
-// A thread changes the memory when the runtime has written down what the child is owed, and the copy is still to come.
-TEST_F(ForkSnapshots, WhatChangesBeforeTheCopyIsInIt) {
-  ASSERT_EQ(kHandlerStatus, 0);
-  Memory fresh(64 * kPage);
-  std::vector<std::byte> as_filled(bytes());
-  fill(as_filled.data(), bytes(), 1);
-  UHMM_ASSERT_OK(uhmm_migrate(fresh.data(), fresh.bytes(), 1, nullptr));
-  last_before_copy = [&] {
-    std::thread([&] {
-      UHMM_ASSERT_OK(uhmm_discard(page(0), 600 * kPage));
-      std::memset(page(100), 8, 100 * kPage);
-      EXPECT_EQ(page(700)[0], pattern(1, 700 * kPage));  // comes home
-      ASSERT_EQ(madvise(page(700), kPage, MADV_DONTNEED), 0);
-      std::memset(page(800), 9, kPage);
-      UHMM_ASSERT_OK(uhmm_discard(page(800), kPage));
-      UHMM_ASSERT_OK(uhmm_unregister(fresh.data()));
-      std::memset(fresh.data(), 6, fresh.bytes());
-      UHMM_ASSERT_OK(uhmm_register(fresh.data(), fresh.bytes()));
-    }).join();
-  };
-  const pid_t child = child_that([&] {
-    const auto all = [&](std::size_t from, std::size_t pages, int value) {
-      return std::all_of(page(from), page(from + pages), [&](std::byte byte) { return byte == std::byte(value); });
-    };
-    if (!all(0, 100, 0) || !all(200, 400, 0)) return 1;
-    if (!all(100, 100, 8)) return 2;
-    if (!all(700, 1, 0)) return 3;
-    if (!all(800, 1, 0)) return 4;
-    if (std::any_of(fresh.data(), fresh.data() + fresh.bytes(), [](std::byte byte) { return byte != std::byte{6}; }))
-      return 5;
-    for (std::size_t i = 600; i < kPages; ++i)
-      if (i != 700 && i != 800 && !std::equal(page(i), page(i + 1), as_filled.begin() + i * kPage)) return 6;
-    return 0;
-  });
-  last_before_copy = nullptr;
-  EXPECT_EQ(let_go(child), 0);
 }
 
 TEST_F(ForkSnapshots, TheDeviceMayBeRestartedRemovedOrLost) {

@@ -90,7 +90,7 @@ Status Runtime::start(const uhmm_config& config) {
   Result<os::Userfaultfd> uffd = os::Userfaultfd::open(static_cast<os::Rung>(config.fault_rung), wishes);
   if (!uffd.ok()) return uffd.status();
   context.uffd = std::move(*uffd);
-  context.changes.listen(context);
+  UHMM_TRY(context.changes.listen(context));
   context.config.fault_rung = static_cast<std::uint32_t>(context.uffd.rung());
   if (!context.uffd.features().write_protect && !context.uffd.features().move)
     return fail(UHMM_ERR_NOT_SUPPORTED, "this kernel's userfaultfd has neither write protection (5.7) nor MOVE (6.8)");

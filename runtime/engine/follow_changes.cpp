@@ -4,7 +4,6 @@
 #include <cerrno>
 #include <ctime>
 
-#include "runtime/base/arena.hpp"
 #include "runtime/base/log.hpp"
 #include "runtime/engine/device_pages.hpp"
 #include "runtime/engine/host_pages.hpp"
@@ -14,20 +13,13 @@
 namespace uhmm::engine {
 namespace {
 
-constexpr std::size_t kMovePiece = std::size_t{256} << 10;
 constexpr timespec kMoment{0, 1'000'000};
 
 // What was away of moved memory, on its way to where it is now.
 class Rescued {
  public:
-  Rescued(Context& context, const os::UffdMove& move) : context_(context), move_(move) {
-    // Without memory nothing can be done, and giving up would be zeros.
-    while ((buffer_ = static_cast<std::byte*>(Arena::instance().allocate(kMovePiece, 64))) == nullptr)
-      (void)nanosleep(&kMoment, nullptr);
-  }
-  Rescued(const Rescued&) = delete;
-  Rescued& operator=(const Rescued&) = delete;
-  ~Rescued() { Arena::instance().deallocate(buffer_, kMovePiece, 64); }
+  Rescued(Context& context, const os::UffdMove& move, std::span<std::byte, kMovePiece> buffer)
+      : context_(context), move_(move), buffer_(buffer.data()) {}
 
   // Under the exclusive lock: what only devices have of the segment is brought.
   Status bring(const Segment& segment);
@@ -41,7 +33,7 @@ class Rescued {
 
   Context& context_;
   const os::UffdMove& move_;
-  std::byte* buffer_ = nullptr;
+  std::byte* const buffer_;
 };
 
 // act(place, bytes) for what came to [from, from + bytes), until it is done for all of it. The program may go on moving
@@ -150,11 +142,11 @@ void watch_no_more(Context& context, VirtAddr address) {
   context.copy_shield.lower(context, pages);
 }
 
-void follow_move(Context& context, const os::UffdMove& move) {
+void follow_move(Context& context, const os::UffdMove& move, std::span<std::byte, kMovePiece> buffer) {
   const ByteRange from{move.from, move.from + move.bytes};
   // A second view of shared memory (length 0) takes nothing from the first.
   if (!from.empty() && is_managed(context, from)) {
-    Rescued rescued(context, move);
+    Rescued rescued(context, move, buffer);
     end_gone(
         context, from, [](void* self, const Segment& segment) { return static_cast<Rescued*>(self)->bring(segment); },
         &rescued);

@@ -3,6 +3,7 @@
 
 #include <new>
 
+#include "runtime/base/arena.hpp"
 #include "runtime/base/check.hpp"
 #include "runtime/engine/context.hpp"
 #include "runtime/engine/follow_changes.hpp"
@@ -38,6 +39,7 @@ MapChanges::MapChanges() {
 }
 
 MapChanges::~MapChanges() {
+  Arena::instance().deallocate(buffer_, kMovePiece);
   const auto end_list = [](Chunk* chunk) {
     while (chunk != nullptr) {
       Chunk* next = chunk->next;
@@ -50,11 +52,14 @@ MapChanges::~MapChanges() {
   if (tail_.load() % kPerChunk != 0) end_list(chunks_[tail_.load() / kPerChunk % kChunks].load());
 }
 
-void MapChanges::listen(Context& context) {
+Status MapChanges::listen(Context& context) {
+  buffer_ = static_cast<std::byte*>(Arena::instance().allocate(kMovePiece));
+  if (buffer_ == nullptr) return fail(UHMM_ERR_NO_MEMORY, "no memory to follow changes of the memory map");
   context_ = &context;
   job_.changes = this;
   job_.run = [](WorkerPool::Work& work) { static_cast<Job&>(work).changes->deal_with_all(); };
   context.uffd.listen({note_move, note_unmap, note_concerns, this});
+  return {};
 }
 
 void MapChanges::note_move(void* self, const os::UffdMove& move) { static_cast<MapChanges*>(self)->push(move); }
@@ -203,7 +208,7 @@ void MapChanges::deal_with_all() {
       if (is_unmapping(change))
         follow_unmap(*context_, left_by(change));
       else
-        follow_move(*context_, change);
+        follow_move(*context_, change, std::span<std::byte, kMovePiece>(buffer_, kMovePiece));
       pop();
       // Who faulted there was left asleep.
       context_->uffd.wake(left_by(change));

@@ -24,8 +24,8 @@ class MapChanges {
   MapChanges& operator=(const MapChanges&) = delete;
   ~MapChanges();
 
-  // From now on the news of context.uffd comes here.
-  void listen(Context& context);
+  // From now on the news of context.uffd comes here. Errors: NO_MEMORY.
+  Status listen(Context& context);
 
   bool pending() const { return head_.load() != tail_.load(); }
   // Do changes concern some of the pages: because they went, or because something else came there?
@@ -107,6 +107,9 @@ class MapChanges {
   std::array<Chunk, 8> first_;
   std::atomic<Chunk*> used_{nullptr};  // chunks to be used again
   Chunk* free_ = nullptr;              // only who tells news, one at a time
+  // Who deals with changes maps no memory: it would come to where the program has just moved something away from, and
+  // may be about to move something else to, at an address of its own choice.
+  std::byte* buffer_ = nullptr;
   std::atomic<bool> working_{false};
   std::atomic<bool> turned_away_{false};
   Job job_;

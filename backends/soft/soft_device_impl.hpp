@@ -71,8 +71,8 @@ class SoftDevice final : public backend::Device {
   // Lifecycle.
   Status prepare_memory();
   void prepare_control();
-  Status start_process();
-  Status receive_hello(pid_t pid);
+  Status start_process(int timeout_ms);
+  Status receive_hello(pid_t pid, int timeout_ms);
   void stop_process();
   void release_incarnation();
   void forget_incarnation();

@@ -16,6 +16,7 @@
 #include "backends/soft/soft_device_impl.hpp"
 #include "runtime/base/arena.hpp"
 #include "runtime/base/check.hpp"
+#include "runtime/base/log.hpp"
 #include "runtime/os/process.hpp"
 
 namespace uhmm::soft {
@@ -23,7 +24,10 @@ namespace {
 
 // Offsets of the memory file are addresses.
 constexpr std::uint64_t kFileBytes = std::uint64_t{1} << 47;
-constexpr int kStartTimeoutMs = 10000;
+// A device's process is a copy of this one. Where an allocator does not take its locks around fork() (sanitizers'), it
+// may wait for ever for one that another thread had at that moment; another copy need not. So long each one has.
+constexpr int kStartTimeoutsMs[] = {2000, 5000, 10000};
+constexpr int kEndTimeoutMs = 10000;
 
 void close_fd(int* fd) {
   if (*fd >= 0) ::close(*fd);
@@ -79,14 +83,19 @@ SoftDevice::~SoftDevice() {
 Status SoftDevice::do_open() {
   if (open_now()) return fail(UHMM_ERR_ALREADY, "device %s is open", options_.name);
   do_close();
-  Status status = prepare_memory();
-  if (status.ok()) status = kernels_.record();
-  if (status.ok()) status = start_process();
-  if (status.ok()) return {};
+  Status status;
   char detail[kDetailBytes];
-  std::snprintf(detail, sizeof(detail), "%s", last_detail());
-  stop_process();
-  release_incarnation();
+  for (const int timeout_ms : kStartTimeoutsMs) {
+    status = prepare_memory();
+    if (status.ok()) status = kernels_.record();
+    if (status.ok()) status = start_process(timeout_ms);
+    if (status.ok()) return {};
+    std::snprintf(detail, sizeof(detail), "%s", last_detail());
+    stop_process();
+    release_incarnation();
+    if (status.code() != UHMM_ERR_TIMEOUT) break;
+    log::write(log::Level::Warning, "device %s: %s", options_.name, detail);
+  }
   return fail(status.code(), "device %s could not be started: %s", options_.name, detail);
 }
 
@@ -146,7 +155,7 @@ void SoftDevice::prepare_control() {
   control.unfinished.store(0);
 }
 
-Status SoftDevice::start_process() {
+Status SoftDevice::start_process(int timeout_ms) {
   program_pidfd_ = os::open_own_pidfd();
   if (program_pidfd_ < 0) return fail_errno("pidfd_open", errno);
   int ends[2] = {-1, -1};
@@ -181,7 +190,7 @@ Status SoftDevice::start_process() {
   ::close(ends[1]);
   if (error != 0) return fail_errno("creating its process", error);
   death_pidfd_ = spawned.pidfd;
-  UHMM_TRY(receive_hello(spawned.pid));
+  UHMM_TRY(receive_hello(spawned.pid, timeout_ms));
 
   capabilities_.process_id = spawned.pid;
   capabilities_.read_only_maps = uffd_.features().shared_write_protect && uffd_.features().continue_protected;
@@ -192,11 +201,11 @@ Status SoftDevice::start_process() {
   return {};
 }
 
-Status SoftDevice::receive_hello(pid_t pid) {
+Status SoftDevice::receive_hello(pid_t pid, int timeout_ms) {
   Hello hello{};
   os::Message message;
-  const int error = os::receive_message(socket_, &hello, sizeof(hello), kStartTimeoutMs, &message);
-  if (error == ETIMEDOUT) return fail(UHMM_ERR_TIMEOUT, "it did not answer within %d s", kStartTimeoutMs / 1000);
+  const int error = os::receive_message(socket_, &hello, sizeof(hello), timeout_ms, &message);
+  if (error == ETIMEDOUT) return fail(UHMM_ERR_TIMEOUT, "its process did not answer within %d s", timeout_ms / 1000);
   if (error == EPIPE || error == ECONNRESET) return fail(UHMM_ERR_SYSTEM, "it ended while starting");
   if (error != 0) return fail_errno("its first message", error);
   os::UffdFeatures features;
@@ -232,7 +241,7 @@ void SoftDevice::stop_process() {
   if (death_pidfd_ < 0) return;
   // Nothing in it is worth an orderly end: all state is the program's.
   os::kill_process(death_pidfd_);
-  (void)os::process_ended(death_pidfd_, kStartTimeoutMs);
+  (void)os::process_ended(death_pidfd_, kEndTimeoutMs);
 }
 
 void SoftDevice::release_incarnation() {

@@ -3,6 +3,7 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
@@ -302,6 +303,23 @@ void use_heap(const uhmm_kernel_item*, void* raw) {
     std::free(const_cast<char*>(memory));
   }
   std::snprintf(static_cast<char*>(raw), 16, "%s", "done");
+}
+
+// A copy of the process that waits for ever, as one does whose allocator was in use at that moment.
+std::atomic<int> copies_that_hang{0};
+bool this_copy_hangs = false;
+const int kForkHandlers = pthread_atfork([] { this_copy_hangs = copies_that_hang.fetch_sub(1) > 0; }, nullptr,
+                                         [] {
+                                           while (this_copy_hangs) pause();
+                                         });
+
+TEST(SoftDeviceProcess, ACopyThatHangsIsFollowedByAnother) {
+  ASSERT_EQ(kForkHandlers, 0);
+  copies_that_hang = 1;
+  backend::Device* device = create_soft();
+  EXPECT_TRUE(device->open().ok()) << last_detail();
+  EXPECT_LT(copies_that_hang, 0) << "more than one was made";
+  soft::destroy(device);
 }
 
 TEST(SoftDeviceProcess, StartsWhileOtherThreadsUseTheHeap) {
